@@ -173,22 +173,27 @@ class GPT(nn.Module):
         """
         idx: (B, T) token ids
         targets: (B, T) the id that should follow each token, -1 where there is nothing to learn
-        weights: (B, T) how much each target counts; all the same if not given
+        weights: (B, T) how much each target counts; all the same if not given. Where it is 0 the
+            head is not computed, which in tuning, with few answers among many prompts, saves much
         position: (B, T) where each token stands in its row; from 0 on if not given
         cache: what came before, a Cache; with it, `position` must be given
 
-        -> logits (B, T, V), and the loss, the mean over all targets in nats (None without targets)
+        -> logits (B, T, V), None with weights; and the loss, the mean over all targets in nats,
+        None without targets
         """
-        logits = self.lm_head(self.hidden(idx, position, cache))
+        x = self.hidden(idx, position, cache)
         if targets is None:
-            return logits, None
-        each = F.cross_entropy(logits.view(-1, logits.size(-1)).float(), targets.reshape(-1),
-                               ignore_index=-1, reduction="none")
+            return self.lm_head(x), None
         if weights is None:
-            weights = torch.ones_like(each)
-        weights = weights.reshape(-1) * (targets.reshape(-1) != -1)
-        # A batch without any target has the loss 0, not 0 / 0.
-        return logits, (each * weights).sum() / weights.sum().clamp(min=1e-9)
+            logits = self.lm_head(x)
+            total = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(),
+                                    ignore_index=-1, reduction="sum")
+            # A batch without any target has the loss 0, not 0 / 0.
+            return logits, total / (targets != -1).sum().clamp(min=1)
+        counts = (weights > 0) & (targets != -1)
+        weights = weights[counts]
+        each = F.cross_entropy(self.lm_head(x[counts]).float(), targets[counts], reduction="none")
+        return None, (each * weights).sum() / weights.sum().clamp(min=1e-9)
 
     # -- generation
 
@@ -360,14 +365,14 @@ def save_checkpoint(path, model, **more):
     os.replace(f"{path}.tmp", path)
 
 
-def load_checkpoint(path, device="cpu"):
+def load_checkpoint(path, device="cpu", dropout=0.0):
     """-> (model, the whole checkpoint as a dict)"""
     if not os.path.exists(path):
         raise FileNotFoundError(f"{path}: no such checkpoint: train a model first, or give "
                                 "another folder")
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-        model = GPT(GPTConfig(**state["model_config"]))
+        model = GPT(GPTConfig(**state["model_config"] | {"dropout": dropout}))
         model.load_state_dict(state["model"])
     except (RuntimeError, KeyError, TypeError, EOFError, ValueError, pickle.UnpicklingError) as e:
         raise ValueError(f"{path}: not a whole checkpoint of this model ({type(e).__name__}): was "

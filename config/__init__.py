@@ -24,6 +24,8 @@ import tomllib
 from dataclasses import asdict, fields, replace
 
 SECTIONS = ("prepare", "train", "instruct", "sample")
+TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "text",
+         list[str]: "a list of text"}
 
 
 def from_command_line(cls, section, argv):
@@ -73,9 +75,7 @@ def update(config, values, source):
         try:
             checked[key] = convert(value, types[key])
         except (ValueError, TypeError):
-            name = "list of text" if types[key] is not bool and types[key] == list[str] \
-                else types[key].__name__
-            raise ValueError(f"{source}: {key}={value!r} is not of type {name}") from None
+            raise ValueError(f"{source}: {key}={value!r} is not {TYPES[types[key]]}") from None
     return replace(config, **checked)
 
 

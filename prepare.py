@@ -1,0 +1,563 @@
+"""
+From files of DNA, English and tasks to what training reads: a tokenizer, token bins, instructions.
+
+    python prepare.py                                         # the toy world, nothing to download
+    python prepare.py --dna=genome.fa.gz --english=books.txt --tasks=GUE --data_dir=data/mine
+
+It writes to data_dir:
+
+    tokenizer.json      the vocabulary, learnt from a sample of the training text
+    train.bin           all training documents as ids, each between two <|endoftext|>
+    val_dna.bin         held-out DNA, to report bits per base
+    val_english.bin     held-out English, to report bits per byte
+    meta.json           what is in the bins, and which tokenizer made them
+    tasks/*.json        the tasks as Alpaca instructions, a file for each split
+
+Input is read as a stream, twice: once to draw the tokenizer's sample, once to encode.
+"""
+import csv
+import glob
+import gzip
+import heapq
+import json
+import lzma
+import os
+import re
+import shutil
+import sys
+import zlib
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+from tqdm import tqdm
+
+import config
+from bpe import Tokenizer, alpaca_prompt, file_sha256
+
+
+@dataclass
+class PrepareConfig:
+    data_dir: str = "data/toy"      # folder to write to
+    dna: list[str] = field(default_factory=list)        # FASTA files; without any input, the toy world
+    english: list[str] = field(default_factory=list)    # UTF-8 text files, a blank line between paragraphs
+    tasks: list[str] = field(default_factory=list)      # folders of train.csv, dev.csv, test.csv; Alpaca .json, .jsonl
+    vocab_size: int = 1024          # ids of the tokenizer
+    split: str = "mixed"            # how DNA is read: mixed, mixed6, mixed1, none
+    tokenizer: str = ""             # use this tokenizer.json and do not train one
+    tokenizer_mb: float = 30.0      # megabytes of DNA, and of English, to train the tokenizer on
+    val_fraction: float = 0.02      # share of DNA, and of English, that is held out
+    seed: int = 1337                # of the tokenizer's sample and of the toy world
+
+
+BLOCK = 100_000     # bases or characters: the longest document, and the most of a line read at once
+SEGMENT = 20_000    # bases or characters held out in one stretch
+SHORTEST = 8        # bases: what is shorter is no DNA to the tokenizer
+
+
+# ----------------------------------------------------------------------------------------------
+# Reading
+
+def read_lines(path):
+    """-> the lines of a UTF-8 file, plain, .gz or .xz by its name, a very long line in parts"""
+    opener = gzip.open if path.endswith(".gz") else lzma.open if path.endswith(".xz") else open
+    empty = True
+    try:
+        with opener(path, "rt", encoding="utf-8") as f:
+            while line := f.readline(BLOCK):
+                empty = empty and not line.strip()
+                yield line
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{path}: not UTF-8 text ({e.reason}): convert it first") from None
+    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as e:
+        raise ValueError(f"{path}: damaged or cut short ({e}): get it again") from None
+    if empty:
+        raise ValueError(f"{path}: an empty file")
+
+
+IUPAC = "ACGTRYSWKMBDHVN"
+COMPLEMENT = str.maketrans(IUPAC, "TGCAYRSWMKVHDBN")
+
+
+def reverse_complement(sequence):
+    """-> the other strand, read in its own direction; IUPAC codes in capitals"""
+    return sequence.translate(COMPLEMENT)[::-1]
+
+
+def clean_dna(text, where):
+    """-> `text` as capital letters of DNA, U read as T. Letters that stand for no nucleotide are
+    an error, which names `where` they are."""
+    text = "".join(text.split()).upper().replace("U", "T").replace("-", "N")
+    if wrong := re.search(f"[^{IUPAC}]", text):
+        raise ValueError(f"{where}: {wrong[0]!r} is no nucleotide: is this protein? "
+                         "Give DNA, in IUPAC letters")
+    return text
+
+
+def read_fasta(path, seen=None):
+    """Stream a FASTA file -> (record name, stretch of A, C, G, T), ...
+
+    Lower case is read as upper. A sequence is split wherever there is an N or another ambiguous
+    letter, for what stands on the two sides is not neighbouring; and into blocks of 100,000 bases.
+    seen: a Counter that is told of the records and bases read and of what was dropped
+    """
+    seen = Counter() if seen is None else seen
+    name, parts, size, bases = None, [], 0, 0
+
+    def stretches():
+        text = "".join(parts)
+        for run in re.findall("[ACGT]+", text):
+            seen["bases" if len(run) >= SHORTEST else "bases in stretches under 8"] += len(run)
+            if len(run) >= SHORTEST:
+                yield name, run
+        n = text.count("N")
+        seen["N"] += n
+        seen["other ambiguous letters"] += len(re.findall("[^ACGT]", text)) - n
+
+    for number, line in enumerate(read_lines(path), start=1):
+        if line.startswith(">"):
+            yield from stretches()
+            seen["empty records"] += name is not None and bases == 0
+            seen["records"] += 1
+            name, parts, size, bases = line[1:].strip(), [], 0, 0
+        elif line.strip():
+            if name is None:
+                raise ValueError(f"{path}: line {number}: not FASTA: the first line should be a "
+                                 "'>' and the name of a record")
+            part = clean_dna(line, f"{path}: line {number}")
+            parts.append(part)
+            size, bases = size + len(part), bases + len(part)
+            if size >= BLOCK:
+                yield from stretches()
+                parts, size = [], 0
+    yield from stretches()
+    seen["empty records"] += bases == 0
+
+
+def read_paragraphs(path, seen=None):
+    """Stream a text file -> its paragraphs, which a blank line parts; very long ones in parts"""
+    seen = Counter() if seen is None else seen
+    parts, size = [], 0
+
+    def paragraph():
+        text = "".join(parts).strip()
+        if text:
+            seen["paragraphs"] += 1
+            seen["bytes"] += len(text.encode())
+            yield text
+
+    for line in read_lines(path):
+        if line.strip():
+            parts.append(line)
+            size += len(line)
+        if size >= BLOCK or not line.strip():
+            yield from paragraph()
+            parts, size = [], 0
+    yield from paragraph()
+
+
+# ----------------------------------------------------------------------------------------------
+# Documents, and which of them are held out
+
+def documents(cfg, report=False):
+    """Stream all input -> (modality, held out?, text), ...
+
+    Every so often 20,000 bases or characters in a row are held out, whole documents as they follow
+    one another in the input: neighbours overlap and resemble each other, and lines drawn one by one
+    would leave their neighbours in the training text. With `report`, print what was read.
+    """
+    if not 0 < cfg.val_fraction <= 0.5:
+        raise ValueError(f"val_fraction={cfg.val_fraction} is not between 0 and 0.5")
+    every = round(1 / cfg.val_fraction)
+    for modality, paths in (("dna", cfg.dna), ("english", cfg.english)):
+        place = 0
+        for path in paths:
+            seen = Counter()
+            stream = (text for _, text in read_fasta(path, seen)) if modality == "dna" \
+                else read_paragraphs(path, seen)
+            for text in stream:
+                yield modality, place // SEGMENT % every == every // 2, text
+                place += len(text)
+            if report:
+                tqdm.write(f"{path}: " + ", ".join(f"{n:,} {what}" for what, n in seen.items() if n))
+
+
+def draw(docs, size, rng):
+    """-> a random sample of the documents in a stream, of about `size` characters together, in the
+    order of the stream. Holds no more than that in memory: each gets a random number, and those
+    with the lowest have to go."""
+    kept, total = [], 0
+    for i, doc in enumerate(docs):
+        heapq.heappush(kept, (rng.random(), i, doc))
+        total += len(doc)
+        while total > size and len(kept) > 1:
+            total -= len(heapq.heappop(kept)[2])
+    return [doc for _, _, doc in sorted(kept, key=lambda item: item[1])]
+
+
+def train_tokenizer(cfg, folder):
+    """Train on a sample of the training documents, and of the prompts of the tasks in `folder`, so
+    that the words that every prompt repeats are tokens -> Tokenizer"""
+    rng = np.random.default_rng(cfg.seed)
+    sample = []
+    for modality in ("dna", "english"):
+        docs = (text for kind, held_out, text in documents(cfg) if kind == modality and not held_out)
+        sample += draw(tqdm(docs, desc=f"sampling {modality}", unit=" docs", disable=None),
+                       cfg.tokenizer_mb * 1e6, rng)
+    for path in sorted(glob.glob(os.path.join(glob.escape(folder), "*.json"))):
+        if not path.endswith((".dev.json", ".test.json")):
+            prompts = (alpaca_prompt(r["instruction"]) + r["output"] for r in read_alpaca(path))
+            sample += draw(prompts, cfg.tokenizer_mb * 1e6 / 100, rng)
+    return Tokenizer.train(sample, cfg.vocab_size, cfg.split)
+
+
+# ----------------------------------------------------------------------------------------------
+# Token bins
+
+def write_bins(cfg, tok, folder):
+    """Encode all documents into the bins -> what meta.json says of each"""
+    dtype = np.dtype("<u2" if len(tok) <= 2 ** 16 else "<u4")
+    bins = {name: {"documents": 0, "tokens": 0, "bases": 0, "bytes": 0}
+            for name in ("train.bin", "val_dna.bin", "val_english.bin")}
+    files = {name: open(os.path.join(folder, name), "wb") for name in bins}
+    eot = np.array([tok.eot], dtype=dtype)
+    bar = tqdm(desc="encoding", unit="B", unit_scale=True, disable=None)
+
+    def write(batch):
+        for (name, modality, text), ids in zip(batch, tok.encode_batch([doc[2] for doc in batch])):
+            if not bins[name]["tokens"]:
+                files[name].write(eot.tobytes())
+                bins[name]["tokens"] += 1
+            files[name].write(np.append(ids, eot).astype(dtype).tobytes())
+            bins[name]["documents"] += 1
+            bins[name]["tokens"] += len(ids) + 1
+            size = len(text.encode())
+            bins[name]["bases" if modality == "dna" else "bytes"] += size
+            bar.update(size)
+
+    batch, size = [], 0
+    for modality, held_out, text in documents(cfg, report=True):
+        batch.append((f"val_{modality}.bin" if held_out else "train.bin", modality, text))
+        size += len(text)
+        if size > 8e6:
+            write(batch)
+            batch, size = [], 0
+    write(batch)
+    bar.close()
+    for f in files.values():
+        f.close()
+
+    for modality, paths in (("dna", cfg.dna), ("english", cfg.english)):
+        if paths and not bins[f"val_{modality}.bin"]["tokens"]:
+            raise ValueError(f"{', '.join(paths)}: too little to hold any out: give more, or a "
+                             f"larger val_fraction than {cfg.val_fraction}")
+    meta = {"dtype": dtype.str, "vocab_size": len(tok), "split": tok.split,
+            "tokenizer_sha256": file_sha256(os.path.join(folder, "tokenizer.json")), "bins": bins}
+    write_json(os.path.join(folder, "meta.json"), meta)
+    return meta
+
+
+def write_json(path, value):
+    with open(path, "w", encoding="utf-8") as f:
+        json.dump(value, f, indent=2, ensure_ascii=False)
+        f.write("\n")
+
+
+# ----------------------------------------------------------------------------------------------
+# Tasks
+
+# What a folder of the GUE benchmark asks, by its path: the task in words, and a word for each label
+# id. The words are those of the DNAHLM paper; the splice sites are in the order of GUE's own labels
+# (the bases at the site say so), which the paper has mixed up. {} is the last folder's name.
+PROMOTER = ["Non-promoter", "promoter"]
+FACTOR = ["Background Sequences", "Binding Sites"]
+FAMILIES = [
+    (r"core", "core promoter detection", PROMOTER),
+    (r"prom", "promoter detection", PROMOTER),
+    (r"splice", "splice site detection", ["Acceptor Sites", "Donor Sites", "Non-Splice Sites"]),
+    (r"mouse/\d+$", "mouse transcription factor {} binding site detection", FACTOR),
+    (r"tf/\d+$", "human transcription factor {} binding site detection", FACTOR),
+    (r"tf$", "transcription factor binding site detection", FACTOR),
+    (r"EMP/", "{} histone mark detection", ["No Mark", "Mark"]),
+]
+INSTRUCTION = ("Determine {what} of following dna sequence, The result will be one of the "
+               "following: {choices}.")
+
+
+def read_csv_task(folder):
+    """A folder of train.csv, dev.csv, test.csv (any of them; columns sequence, label)
+    -> {split: list of Alpaca records}"""
+    splits = {}
+    for split in ("train", "dev", "test"):
+        path = os.path.join(folder, f"{split}.csv")
+        if os.path.exists(path):
+            splits[split] = list(read_csv(path))
+    parent, leaf = os.path.abspath(folder).split(os.sep)[-2:]
+    name = f"{parent}_{leaf}" if leaf.isdigit() or parent in ("EMP", "splice", "virus") else leaf
+    found = [(what, words) for pattern, what, words in FAMILIES
+             if re.search(pattern, f"{parent}/{leaf}")]
+    if found:
+        what, words = found[0]
+        words = {str(i): word for i, word in enumerate(words)}
+    else:
+        what = name.replace("_", " ")
+        words = {label: label for label in sorted({r["label"] for s in splits.values() for r in s})}
+    instruction = INSTRUCTION.format(what=what.format(leaf), choices=", ".join(words.values()))
+    for split, rows in splits.items():
+        for number, row in enumerate(rows, start=2):
+            if row["label"] not in words:
+                raise ValueError(f"{folder}/{split}.csv: line {number}: label {row['label']!r} is "
+                                 f"none of {', '.join(words)}")
+        splits[split] = [{"instruction": instruction, "input": row["sequence"],
+                          "output": words[row["label"]], "task": name,
+                          "choices": list(words.values())} for row in rows]
+    return splits
+
+
+def read_csv(path):
+    """-> {"sequence", "label"} of each row"""
+    rows = csv.DictReader(read_lines(path))
+    if not {"sequence", "label"} <= set(rows.fieldnames or ()):
+        raise ValueError(f"{path}: the first line should name the columns sequence,label, and is "
+                         f"{','.join(rows.fieldnames or ())[:80]!r}")
+    for row in rows:
+        where = f"{path}: line {rows.line_num}"
+        if not row["sequence"] or not row["label"]:
+            raise ValueError(f"{where}: a row without a sequence or without a label")
+        yield {"sequence": clean_dna(row["sequence"], where), "label": row["label"].strip()}
+
+
+def read_alpaca(path):
+    """A JSON array of Alpaca records, or one record a line -> list of dicts, checked:
+    instruction and output are text, input is text if it is there, the output is one of the choices
+    if there are any."""
+    text = "".join(read_lines(path))
+    try:
+        if text.lstrip().startswith("["):
+            records = json.loads(text)
+        else:
+            records, number = [], 0
+            for number, line in enumerate(text.splitlines(), start=1):
+                if line.strip():
+                    records.append(json.loads(line))
+    except json.JSONDecodeError as e:
+        line = e.lineno if text.lstrip().startswith("[") else number
+        raise ValueError(f"{path}: line {line}, column {e.colno}: broken JSON: {e.msg}") from None
+    for number, r in enumerate(records, start=1):
+        where = f"{path}: record {number}"
+        if not isinstance(r, dict):
+            raise ValueError(f"{where}: not an object with instruction, input and output")
+        for key in ("instruction", "output"):
+            if not isinstance(r.get(key), str) or not r[key].strip():
+                raise ValueError(f"{where}: no {key}: an Alpaca record has instruction, input and "
+                                 "output, all text")
+        if not isinstance(r.setdefault("input", ""), str):
+            raise ValueError(f"{where}: its input is not text")
+        if "choices" in r and r["output"] not in r["choices"]:
+            raise ValueError(f"{where}: the output {r['output']!r} is not among its choices")
+    return records
+
+
+def write_tasks(paths, folder):
+    """Turn every task under `paths` into Alpaca JSON in `folder` -> {file name: records}"""
+    os.makedirs(folder, exist_ok=True)
+    written = {}
+
+    def write(name, records):
+        if name in written:
+            raise ValueError(f"two tasks would both be written to {name}: rename one")
+        with open(os.path.join(folder, name), "w", encoding="utf-8") as f:
+            lines = (json.dumps(r, ensure_ascii=False) for r in records)
+            f.write("[\n" + ",\n".join(lines) + "\n]\n")
+        written[name] = len(records)
+
+    for path in paths:
+        if not os.path.exists(path):
+            raise FileNotFoundError(f"{path}: no such file or folder")
+        if path.endswith((".json", ".jsonl")):
+            write(os.path.splitext(os.path.basename(path))[0] + ".json", read_alpaca(path))
+            continue
+        files = [path] if path.endswith(".csv") else \
+            glob.glob(os.path.join(glob.escape(path), "**", "*.csv"), recursive=True)
+        folders = sorted({os.path.dirname(f) for f in files
+                          if os.path.basename(f) in ("train.csv", "dev.csv", "test.csv")})
+        if not folders:
+            raise ValueError(f"{path}: no task: a task is a folder with train.csv, dev.csv or "
+                             "test.csv, or an Alpaca file, .json or .jsonl")
+        for task in tqdm(folders, desc="tasks", unit=" tasks", disable=None):
+            for split, records in read_csv_task(task).items():
+                write(f"{records[0]['task']}.{split}.json", records)
+    return written
+
+
+# ----------------------------------------------------------------------------------------------
+# The toy world: an invented genome. It has what textbooks say that a genome has, where they say it
+# stands, so that a model can find it; it is a test of the code, and says nothing about biology.
+
+MOTIFS = {      # consensus sequences in IUPAC letters
+    "TATA box": "STATAWAWR",                # Bucher, 1990; about 30 bases before the start
+    "initiator": "YYANWYY",                 # Smale and Kadonaga, 2003; at the start
+    "GC box": "GGGGCGGGGC",                 # Sp1; Kadonaga et al., 1986; upstream
+    "donor": "MAGGTRAGT",                   # Mount, 1982; an intron begins behind MAG
+    "acceptor": "YYYYYYYYYYNCAGG",          # Mount, 1982; an intron ends with CAG
+    "poly-A signal": "AATAAA",              # Proudfoot and Brownlee, 1976
+    "NF-kappa-B": "GGGRNWYYCC",             # Chen et al., 1998
+    "AP-1": "TGASTCA",                      # Lee et al., 1987
+    "CREB": "TGACGTCA",                     # Montminy et al., 1986
+}
+CODES = {"A": "A", "C": "C", "G": "G", "T": "T", "R": "AG", "Y": "CT", "S": "CG", "W": "AT",
+         "K": "GT", "M": "AC", "N": "ACGT"}
+
+# Each base after each other, in vertebrates' proportions: 41% G and C, few CG (Bird, 1980).
+FOLLOWS = {"A": [.33, .17, .24, .26], "C": [.35, .25, .05, .35],
+           "G": [.29, .21, .25, .25], "T": [.22, .20, .24, .34]}
+
+GENES, TEST_GENES = 2600, 260
+LOCUS = 1000        # bases of each gene with the stretch around it
+START = 200         # where in its locus a gene starts
+TASK_WINDOWS = {"promoter": 120, "core_promoter": 60, "splice": 60, "tf": 60}
+
+
+def background(n, length, rng):
+    """-> (n, length) letters of n random sequences, a first-order Markov chain each"""
+    letters = np.array(list("ACGT"))
+    chances = np.cumsum([FOLLOWS[base] for base in letters], axis=1)
+    state = rng.integers(4, size=n)
+    out = np.empty((n, length), dtype="<U1")
+    for i in range(length):
+        state = (rng.random(n)[:, None] > chances[state]).sum(axis=1).clip(max=3)
+        out[:, i] = letters[state]
+    return out
+
+
+def plant(locus, place, name, rng):
+    """Write a motif into a locus (length,) at `place`, an ambiguous letter as one it allows."""
+    for i, code in enumerate(MOTIFS[name]):
+        locus[place + i] = rng.choice(list(CODES[code]))
+
+
+def make_locus(locus, rng):
+    """Plant one gene into a background -> {task: [(sequence, label), ...]} cut from it.
+
+    0: background   100: promoter   200: the gene starts   300: exon ends, intron   420: exon
+    520: gene ends  600: enhancer   700: background, for the examples of what is not there
+    """
+    for place in rng.choice(np.arange(-110, -50, 12), size=2, replace=False):
+        plant(locus, START + place, "GC box", rng)
+    plant(locus, START - 31, "TATA box", rng)
+    plant(locus, START - 2, "initiator", rng)
+    donor = 300 + rng.integers(20)
+    acceptor = 420 + rng.integers(20)
+    plant(locus, donor - 3, "donor", rng)
+    plant(locus, acceptor - 14, "acceptor", rng)
+    plant(locus, 520 + rng.integers(20), "poly-A signal", rng)
+    for place in (608, 635):
+        plant(locus, place + rng.integers(12), "NF-kappa-B", rng)
+    for place in (665, 680):
+        plant(locus, place + rng.integers(7), rng.choice(["AP-1", "CREB"]), rng)
+
+    def cut(task, start):
+        return "".join(locus[start:start + TASK_WINDOWS[task]])
+
+    return {"promoter": [(cut("promoter", START - 110), 1), (cut("promoter", 705), 0)],
+            "core_promoter": [(cut("core_promoter", START - 40), 1), (cut("core_promoter", 830), 0)],
+            "splice": [(cut("splice", acceptor - 30), 0), (cut("splice", donor - 30), 1),
+                       (cut("splice", 895), 2)],
+            "tf": [(cut("tf", 602), 1), (cut("tf", 30), 0)]}
+
+
+def toy_world(cfg, folder):
+    """Write the toy world's raw files -> the config that reads them. Genes of the test examples are
+    in no training file: they have a genome of their own."""
+    rng = np.random.default_rng(cfg.seed)
+    loci = background(GENES + TEST_GENES, LOCUS, rng)
+    tasks = {}
+    for number, locus in enumerate(tqdm(loci, desc="inventing genes", unit=" genes", disable=None)):
+        split = "train" if number < GENES else "test"
+        for task, examples in make_locus(locus, rng).items():
+            tasks.setdefault((task, split), []).extend(examples)
+    for name, part in (("genome", loci[:GENES]), ("test_genome", loci[GENES:])):
+        with open(os.path.join(folder, f"{name}.fa"), "w", encoding="utf-8") as f:
+            for i in range(0, len(part), 10):
+                text = "".join(part[i:i + 10].ravel())
+                f.write(f">toy_contig_{i // 10 + 1} invented\n")
+                f.writelines(text[j:j + 80] + "\n" for j in range(0, len(text), 80))
+    for (task, split), examples in tasks.items():
+        os.makedirs(os.path.join(folder, task), exist_ok=True)
+        with open(os.path.join(folder, task, f"{split}.csv"), "w", encoding="utf-8") as f:
+            f.write("sequence,label\n")
+            f.writelines(f"{sequence},{label}\n" for sequence, label in examples)
+    with open(os.path.join(folder, "english.txt"), "w", encoding="utf-8") as f:
+        f.write("\n\n".join(python_prose()) + "\n")
+    return config.update(cfg, {
+        "dna": [os.path.join(folder, "genome.fa")],
+        "english": [os.path.join(folder, "english.txt")],
+        "tasks": [os.path.join(folder, task) for task in TASK_WINDOWS]}, "the toy world")
+
+
+def python_prose():
+    """English that every Python carries: the manual's topics and the docstrings of its library."""
+    import importlib
+    import inspect
+    from pydoc_data.topics import topics
+    texts = list(topics.values())
+    for name in ("argparse asyncio collections csv ctypes datetime decimal email.message fractions "
+                 "functools heapq http.client inspect io json logging multiprocessing os pathlib "
+                 "pickle random re shutil socket sqlite3 statistics string subprocess tarfile "
+                 "tempfile textwrap threading turtle typing unittest urllib.request uuid "
+                 "xml.dom.minidom zipfile").split():
+        try:
+            module = importlib.import_module(name)
+        except ImportError:     # a Python built without this part
+            continue
+        for _, thing in [("", module), *inspect.getmembers(module)]:
+            texts.append(inspect.getdoc(thing) or "")
+            if inspect.isclass(thing):
+                texts += [inspect.getdoc(m) or "" for _, m in inspect.getmembers(thing, callable)]
+    return list(dict.fromkeys(t.strip() for t in texts if len(t) > 40))
+
+
+# ----------------------------------------------------------------------------------------------
+
+def main(argv):
+    cfg = config.from_command_line(PrepareConfig, "prepare", argv)
+    part = cfg.data_dir.rstrip("/") + ".part"       # becomes data_dir when all has gone well
+    shutil.rmtree(part, ignore_errors=True)
+    os.makedirs(part)
+    try:
+        toy = not (cfg.dna or cfg.english or cfg.tasks)
+        if toy:
+            print("The toy world: invented DNA, and English that comes with Python.")
+            os.makedirs(os.path.join(part, "raw"))
+            cfg = toy_world(cfg, os.path.join(part, "raw"))
+        for path in cfg.dna + cfg.english:
+            if not os.path.exists(path):
+                raise FileNotFoundError(f"{path}: no such file")
+        written = write_tasks(cfg.tasks, os.path.join(part, "tasks")) if cfg.tasks else {}
+        if cfg.dna or cfg.english:
+            tok = Tokenizer.load(cfg.tokenizer) if cfg.tokenizer \
+                else train_tokenizer(cfg, os.path.join(part, "tasks"))
+            tok.save(os.path.join(part, "tokenizer.json"))
+            meta = write_bins(cfg, tok, part)
+        for folder, _, names in os.walk(part):
+            target = os.path.join(cfg.data_dir, os.path.relpath(folder, part))
+            os.makedirs(target, exist_ok=True)
+            for name in names:
+                os.replace(os.path.join(folder, name), os.path.join(target, name))
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+    if cfg.dna or cfg.english:
+        print(f"\n{'bin':16}{'documents':>12}{'tokens':>14}{'bases':>14}{'bytes':>14}")
+        for name, b in meta["bins"].items():
+            print(f"{name:16}{b['documents']:12,}{b['tokens']:14,}{b['bases']:14,}{b['bytes']:14,}")
+        if len(tok) < cfg.vocab_size and not cfg.tokenizer:
+            print(f"The text has no more pairs to merge: {len(tok):,} ids, not {cfg.vocab_size:,}.")
+    for name, n in written.items():
+        print(f"tasks/{name}: {n:,} instructions")
+    print(f"wrote {cfg.data_dir}; next: python train.py "
+          + ("" if toy else f"--data_dir={cfg.data_dir}"))
+
+
+if __name__ == "__main__":
+    config.run(main)

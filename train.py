@@ -1,0 +1,474 @@
+"""
+Pretraining: data order, optimizer, schedule, evaluation, checkpoints, several GPUs.
+
+    python train.py                                           # the toy world, after prepare.py
+    python train.py config/laptop.toml --max_steps=500
+    python train.py config/laptop.toml --resume=true          # go on where the run stopped
+    torchrun --nproc_per_node=4 train.py config/gpt2.toml
+
+It writes to out_dir:
+
+    last.pt, best.pt    the newest checkpoint, and the one of the lowest held-out loss
+    log.jsonl           a line for each logged step and for each evaluation
+    config.json, tokenizer.json
+
+Letters in shapes: B batch, T time (tokens). instruct.py tunes with the same fit().
+"""
+import contextlib
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+import config
+from bpe import Tokenizer
+from model import GPT, GPTConfig, load_checkpoint, save_checkpoint
+
+
+@dataclass
+class RunConfig:
+    """What pretraining and tuning have in common."""
+    out_dir: str = "out/toy"        # folder to write to
+    batch_size: int = 16            # rows a micro-step
+    gradient_accumulation_steps: int = 1    # micro-steps a step, those of all processes together
+    max_steps: int = 600            # steps of the optimizer
+    learning_rate: float = 2e-3     # the highest
+    warmup_steps: int = 40          # steps to reach it; then down to zero in a line
+    weight_decay: float = 0.1       # of matrices; vectors have none
+    grad_clip: float = 1.0          # longest gradient; 0: no limit
+    dropout: float = 0.0            # share of activations zeroed in training
+    eval_interval: int = 200        # steps between evaluations, each with a checkpoint
+    log_interval: int = 10          # steps between lines of the log
+    device: str = "auto"            # auto, cpu, cuda, cuda:1, mps
+    dtype: str = "auto"             # auto, float32, bfloat16; of the products, weights are float32
+    compile: str = "auto"           # auto, yes, no: torch.compile
+    seed: int = 1337                # of the weights, the data order and dropout
+    resume: bool = False            # go on from last.pt in out_dir
+
+
+@dataclass
+class TrainConfig(RunConfig):
+    data_dir: str = "data/toy"      # folder that prepare.py wrote
+    n_layer: int = 4                # blocks
+    n_head: int = 4                 # attention heads in each
+    n_embd: int = 128               # channels
+    block_size: int = 128           # context, in tokens
+
+
+# ----------------------------------------------------------------------------------------------
+# The machine
+
+# bfloat16 peak of some GPUs in FLOP/s, dense, from their data sheets. Others are measured.
+PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
+
+
+@dataclass
+class Machine:
+    device: torch.device
+    dtype: torch.dtype
+    peak: float                 # FLOP/s of all processes together
+    rank: int = 0               # this process
+    world: int = 1              # of so many
+
+    @property
+    def is_main(self):
+        return self.rank == 0
+
+    def autocast(self):
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def sum(self, *numbers):
+        """Add numbers up over all processes -> list of float"""
+        if self.world == 1:
+            return [float(n) for n in numbers]
+        device = self.device if self.device.type == "cuda" else "cpu"
+        total = torch.tensor([float(n) for n in numbers], dtype=torch.float64, device=device)
+        dist.all_reduce(total)
+        return total.tolist()
+
+
+def find_machine(cfg):
+    """cfg: a RunConfig -> the Machine to run on; one of several where torchrun started us"""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    device = find_device(cfg.device)
+    if world > 1:
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        if cfg.gradient_accumulation_steps % world:
+            raise ValueError(f"gradient_accumulation_steps={cfg.gradient_accumulation_steps} cannot "
+                             f"be shared among {world} processes: choose a multiple")
+    dtypes = {"auto": fast_dtype(device), "float32": torch.float32, "bfloat16": torch.bfloat16}
+    if cfg.dtype not in dtypes:
+        raise ValueError(f"dtype={cfg.dtype} is not one of {', '.join(dtypes)}")
+    dtype = dtypes[cfg.dtype]
+    torch.set_float32_matmul_precision("high")      # TF32 where a GPU has it
+    return Machine(device, dtype, world * peak_flops(device, dtype), rank, world)
+
+
+def find_device(name):
+    """A device by its name, "auto" for the best there is; ValueError where it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else \
+            "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError):
+        raise ValueError(f"device={name}: there is no such device here: use auto or cpu") from None
+
+
+def fast_dtype(device):
+    """bfloat16 where the hardware multiplies it, float32 where it would be emulated"""
+    fast = {"cuda": torch.cuda.is_bf16_supported, "mps": lambda: False,
+            "cpu": lambda: (torch.cpu._is_avx512_bf16_supported()
+                            or torch.cpu._is_amx_tile_supported())}
+    return torch.bfloat16 if fast[device.type]() else torch.float32
+
+
+def peak_flops(device, dtype):
+    """FLOP/s of matrix products: the data sheet's where it is listed, else measured."""
+    if device.type == "cuda" and dtype == torch.bfloat16:
+        name = torch.cuda.get_device_name(device)
+        for model, flops in PEAK_FLOPS.items():
+            if model in name:
+                return flops
+    n = 2048
+    a, b = torch.randn(2, n, n, device=device).to(dtype)
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        (a @ b)[0, 0].item()        # .item() waits for the device
+        times.append(time.perf_counter() - start)
+    return 2 * n ** 3 / min(times)
+
+
+def worth_compiling(cfg, machine, flops):
+    """compile=auto: on a GPU yes. On a CPU only with a C++ compiler at hand, and for runs of more
+    than five minutes, which win back the half minute that compiling takes."""
+    if cfg.compile not in ("auto", "yes", "no"):
+        raise ValueError(f"compile={cfg.compile} is not one of auto, yes, no")
+    if cfg.compile != "auto":
+        return cfg.compile == "yes"
+    return machine.device.type == "cuda" or (
+        machine.device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is not None
+        and flops / machine.peak > 300)
+
+
+# ----------------------------------------------------------------------------------------------
+# Data
+
+def read_data(data_dir):
+    """-> (what prepare.py wrote about its bins, their tokenizer), both checked"""
+    path = os.path.join(data_dir, "meta.json")
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{path}: no such file: run prepare.py --data_dir={data_dir} first")
+    with open(path, encoding="utf-8") as f:
+        meta = json.load(f)
+    tok = Tokenizer.load(os.path.join(data_dir, "tokenizer.json"), meta["tokenizer_sha256"])
+    for name, b in meta["bins"].items():
+        path = os.path.join(data_dir, name)
+        found, size = os.path.getsize(path), b["tokens"] * np.dtype(meta["dtype"]).itemsize
+        if found != size:
+            raise ValueError(f"{path}: {found:,} bytes, but meta.json says {size:,}: cut short? "
+                             "Run prepare.py again")
+    return meta, tok
+
+
+def open_bin(data_dir, name, meta):
+    """-> the ids of a bin, on disk until they are read; an empty array for an empty bin"""
+    if meta["bins"][name]["tokens"] == 0:
+        return np.zeros(0, dtype=meta["dtype"])
+    return np.memmap(os.path.join(data_dir, name), dtype=meta["dtype"], mode="r")
+
+
+class Windows:
+    """Training rows: the text cut into windows of T tokens, every one once before any comes again.
+
+    Row k is a function of the seed and k alone: nothing to save, and nothing that evaluation could
+    disturb. Each time through, the order is new and the cuts are shifted.
+    """
+
+    def __init__(self, ids, block_size, seed):
+        self.ids, self.T, self.seed = ids, block_size, seed
+        self.n = (len(ids) - 1) // block_size - 1
+        if self.n < 1:
+            raise ValueError(f"train.bin has {len(ids):,} tokens, too few for "
+                             f"block_size={block_size}: prepare more text")
+        self.epoch = None
+
+    def rows(self, first, count):
+        """-> rows first, first + 1, ...: idx (B, T) and targets (B, T)"""
+        out = np.empty((count, self.T + 1), dtype=np.int64)
+        for i, k in enumerate(range(first, first + count)):
+            epoch, place = divmod(k, self.n)
+            if epoch != self.epoch:
+                rng = np.random.default_rng((self.seed, epoch))
+                self.epoch, self.shift, self.order = epoch, rng.integers(self.T), \
+                    rng.permutation(self.n)
+            start = self.shift + self.order[place] * self.T
+            out[i] = self.ids[start:start + self.T + 1]
+        out = torch.from_numpy(out)
+        return out[:, :-1], out[:, 1:]
+
+
+def total_nats(model, ids, cfg, machine, eot):
+    """The loss of a whole held-out bin: every token once, in windows of block_size that follow one
+    another. <|endoftext|> is read but not counted: it is our mark, not part of the text.
+    -> (sum of nats, tokens counted), over all processes"""
+    T = model.config.block_size
+    n_windows = math.ceil(max(0, len(ids) - 1) / T)
+    nats = tokens = 0.0
+    for first in range(machine.rank * cfg.batch_size, n_windows, machine.world * cfg.batch_size):
+        # One shape throughout: the last windows are filled up with targets of -1.
+        part = np.full(cfg.batch_size * T + 1, -1, dtype=np.int64)
+        found = ids[first * T:(first + cfg.batch_size) * T + 1]
+        part[:len(found)] = found
+        idx = torch.from_numpy(part[:-1]).view(-1, T).clamp(min=0).to(machine.device)
+        targets = torch.from_numpy(part[1:]).view(-1, T).to(machine.device)
+        targets = targets.masked_fill(targets == eot, -1)
+        count = (targets != -1).sum().item()
+        with machine.autocast():
+            nats += model(idx, targets)[1].item() * count
+        tokens += count
+    return machine.sum(nats, tokens)
+
+
+# ----------------------------------------------------------------------------------------------
+# Fitting
+
+def make_optimizer(model, cfg, device):
+    """AdamW; weight decay for matrices and embeddings, none for biases and LayerNorms."""
+    params = list(model.parameters())
+    groups = [{"params": [p for p in params if p.dim() >= 2], "weight_decay": cfg.weight_decay},
+              {"params": [p for p in params if p.dim() < 2], "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=(0.9, 0.95),
+                             fused=device.type in ("cuda", "cpu"))
+
+
+def learning_rate(step, cfg):
+    """Of step 0, 1, ...: up in a line for warmup_steps, then down in a line to zero at max_steps."""
+    if step < cfg.warmup_steps:
+        return cfg.learning_rate * (step + 1) / cfg.warmup_steps
+    return cfg.learning_rate * (cfg.max_steps - step) / max(1, cfg.max_steps - cfg.warmup_steps)
+
+
+class Log:
+    """log.jsonl: one JSON object a line. A run that goes on drops the lines beyond its checkpoint,
+    which it is about to write again."""
+
+    def __init__(self, path, step):
+        kept = []
+        if step and os.path.exists(path):
+            with open(path, encoding="utf-8") as f:
+                kept = [line for line in f if line.endswith("\n") and json.loads(line)["step"] <= step]
+        self.file = open(path, "w", encoding="utf-8")
+        self.file.writelines(kept)
+        self.file.flush()
+
+    def write(self, **line):
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+
+
+def fit(model, cfg, machine, batches, evaluate, extra, resumed=None):
+    """Train `model` for cfg.max_steps, with a log, evaluations and checkpoints in cfg.out_dir.
+
+    batches(step): -> this process's micro-batches of the step, each a tuple of the arguments of
+        model(): idx, targets and perhaps weights. All micro-batches count the same.
+    evaluate(): -> a dict to log with, in it "val_loss", the lower the better
+    extra: what every checkpoint should hold besides (plain tensors, numbers, strings)
+    resumed: the checkpoint to go on from
+    """
+    optimizer = make_optimizer(model, cfg, machine.device)
+    step, tokens, best = 0, 0, float("inf")
+    if resumed:
+        optimizer.load_state_dict(resumed["optimizer"])
+        step, tokens, best = resumed["step"], resumed["tokens"], resumed["best"]
+        if step >= cfg.max_steps:
+            print(f"{cfg.out_dir} is at step {step} already: give more max_steps to go on")
+            return
+    flops = cfg.max_steps * machine.world * sum(idx.numel() * model.flops_per_token(idx.size(1))
+                                                for idx, *_ in batches(step))
+    compiled = worth_compiling(cfg, machine, flops)
+    runner = torch.compile(model) if compiled else model
+    if machine.world > 1:
+        runner = DistributedDataParallel(runner)
+    if machine.is_main:
+        log = Log(os.path.join(cfg.out_dir, "log.jsonl"), step)
+        print(f"{model.num_params():,} parameters on {machine.device}, "
+              f"{str(machine.dtype).removeprefix('torch.')}"
+              f"{', compiled' if compiled else ''}; "
+              f"the machine multiplies at {machine.peak / 1e12:.3g} TFLOP/s")
+
+    def save(name, **more):
+        save_checkpoint(os.path.join(cfg.out_dir, name), model, step=step, tokens=tokens, best=best,
+                        config=asdict(cfg), **extra, **more)
+
+    bar = tqdm(total=cfg.max_steps, initial=step, unit=" steps", disable=None if machine.is_main
+               else True)
+    clock, clocked_tokens, clocked_flops = time.perf_counter(), 0, 0
+    model.train()
+    with interruptible() as interrupted:
+        while step < cfg.max_steps:
+            lr = learning_rate(step, cfg)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            # Dropout too draws by seed and step, so that a resumed run draws the same.
+            torch.manual_seed((cfg.seed * 1_000_003 + step) * machine.world + machine.rank)
+            micro = batches(step)
+            step_loss = 0.0
+            for i, batch in enumerate(micro):
+                clocked_tokens += (batch[1] != -1).sum().item()
+                batch = [t.to(machine.device, non_blocking=True) for t in batch]
+                waiting = machine.world > 1 and i < len(micro) - 1      # gradients are shared once
+                with runner.no_sync() if waiting else contextlib.nullcontext():
+                    with machine.autocast():
+                        loss = runner(*batch)[1] / len(micro)
+                    loss.backward()
+                step_loss = step_loss + loss.detach()
+                clocked_flops += batch[0].numel() * model.flops_per_token(batch[0].size(1))
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip or math.inf)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+            bar.update()
+
+            stopping = interrupted() and step < cfg.max_steps
+            evaluating = step % cfg.eval_interval == 0 or step == cfg.max_steps
+            if step % cfg.log_interval == 0 or evaluating or stopping:
+                step_loss, new_tokens, flops = machine.sum(step_loss, clocked_tokens, clocked_flops)
+                step_loss /= machine.world
+                tokens += int(new_tokens)
+                if not math.isfinite(step_loss):
+                    raise ValueError(f"the loss is {step_loss} at step {step}: try a lower "
+                                     f"learning_rate; {cfg.out_dir} keeps the last good checkpoint")
+                seconds = time.perf_counter() - clock
+                bar.set_postfix(loss=f"{step_loss:.3f}")
+                if machine.is_main:
+                    log.write(step=step, tokens=tokens, loss=step_loss, lr=lr, grad_norm=norm.item(),
+                              tokens_per_second=new_tokens / seconds,
+                              mfu=flops / seconds / machine.peak)
+                clock, clocked_tokens, clocked_flops = time.perf_counter(), 0, 0
+            if evaluating:
+                model.eval()
+                with torch.no_grad():
+                    scores = evaluate()
+                model.train()
+                if machine.is_main:
+                    log.write(step=step, **scores)
+                    tqdm.write(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()
+                                                            if v is not None))
+                if scores["val_loss"] < best:
+                    best = scores["val_loss"]
+                    if machine.is_main:
+                        save("best.pt")
+                clock = time.perf_counter()
+            if machine.is_main and (evaluating or stopping):
+                save("last.pt", optimizer=optimizer.state_dict())
+            if stopping:
+                bar.close()
+                sys.exit(f"stopped at step {step}; --resume=true goes on from there")
+    bar.close()
+
+
+@contextlib.contextmanager
+def interruptible():
+    """Within, Ctrl-C is only noted, so that the step at hand can be finished and saved; a second
+    one stops at once. -> a function that says whether it was pressed"""
+    pressed = []
+
+    def note(signum, frame):
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(True)
+
+    try:
+        before = signal.signal(signal.SIGINT, note)
+    except ValueError:      # not the main thread: Ctrl-C is somebody else's
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# ----------------------------------------------------------------------------------------------
+
+def prepare_out_dir(cfg, machine, tokenizer):
+    """Make out_dir a whole model's folder: beside the checkpoints the config and the tokenizer."""
+    if machine.is_main:
+        os.makedirs(cfg.out_dir, exist_ok=True)
+        config.save(cfg, os.path.join(cfg.out_dir, "config.json"))
+        target = os.path.join(cfg.out_dir, "tokenizer.json")
+        shutil.copyfile(tokenizer, f"{target}.tmp")
+        os.replace(f"{target}.tmp", target)
+
+
+def resume_from(cfg, machine, sha256):
+    """-> (model, checkpoint) of last.pt, if it belongs to this tokenizer"""
+    path = os.path.join(cfg.out_dir, "last.pt")
+    model, state = load_checkpoint(path, machine.device, cfg.dropout)
+    if state["tokenizer_sha256"] != sha256:
+        raise ValueError(f"{path}: trained with another tokenizer than the data's: give the data_dir "
+                         "that it began with")
+    return model, state
+
+
+def main(argv):
+    cfg = config.from_command_line(TrainConfig, "train", argv)
+    meta, tok = read_data(cfg.data_dir)
+    machine = find_machine(cfg)
+    torch.manual_seed(cfg.seed)
+    model_config = GPTConfig(vocab_size=meta["vocab_size"], block_size=cfg.block_size,
+                             n_layer=cfg.n_layer, n_head=cfg.n_head, n_embd=cfg.n_embd,
+                             dropout=cfg.dropout)
+    resumed = None
+    if cfg.resume:
+        model, resumed = resume_from(cfg, machine, meta["tokenizer_sha256"])
+        if asdict(model.config) != asdict(model_config):
+            raise ValueError(f"{cfg.out_dir}/last.pt is {model.config}, not {model_config}: resume "
+                             "with the configuration that it began with")
+    else:
+        model = GPT(model_config).to(machine.device)
+
+    windows = Windows(open_bin(cfg.data_dir, "train.bin", meta), cfg.block_size, cfg.seed)
+    bins = {name: open_bin(cfg.data_dir, f"val_{name}.bin", meta) for name in ("dna", "english")}
+    rows_a_step = cfg.batch_size * cfg.gradient_accumulation_steps
+
+    def batches(step):
+        return [windows.rows(step * rows_a_step + m * cfg.batch_size, cfg.batch_size)
+                for m in range(machine.rank, cfg.gradient_accumulation_steps, machine.world)]
+
+    def evaluate():
+        (dna, n_dna), (english, n_english) = (total_nats(model, ids, cfg, machine, tok.eot)
+                                              for ids in bins.values())
+        bases = meta["bins"]["val_dna.bin"]["bases"]
+        n_bytes = meta["bins"]["val_english.bin"]["bytes"]
+        return {"val_loss": (dna + english) / (n_dna + n_english),
+                "bits_per_base": dna / math.log(2) / bases if bases else None,
+                "bits_per_byte": english / math.log(2) / n_bytes if n_bytes else None}
+
+    prepare_out_dir(cfg, machine, os.path.join(cfg.data_dir, "tokenizer.json"))
+    fit(model, cfg, machine, batches, evaluate, {"tokenizer_sha256": meta["tokenizer_sha256"]}, resumed)
+    if machine.world > 1:
+        dist.destroy_process_group()
+    if machine.is_main:
+        print(f"wrote {cfg.out_dir}; next: python instruct.py"
+              + ("" if cfg.out_dir == "out/toy" else f" --init_from={cfg.out_dir}"))
+
+
+if __name__ == "__main__":
+    config.run(main)
