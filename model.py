@@ -234,7 +234,7 @@ class GPT(nn.Module):
         cache = None
         for left in range(max_new_tokens, 0, -1):
             if cache is None:
-                rows = [r if len(r) < block_size else r[-(block_size // 2):] for r in rows]
+                rows = [r if len(r) <= block_size else r[-(block_size // 2):] for r in rows]
                 room = min(block_size, max(map(len, rows)) + left)
                 logits, cache, lengths = self.read(rows, room)
             else:
@@ -354,6 +354,18 @@ def write_safetensors(path, tensors):
     os.replace(f"{path}.tmp", path)
 
 
+def find_device(name):
+    """A device by its name, "auto" for the best there is; ValueError where it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else \
+            "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError):
+        raise ValueError(f"device={name}: there is no such device here: use auto or cpu") from None
+
+
 # ----------------------------------------------------------------------------------------------
 # Checkpoints
 
@@ -374,7 +386,8 @@ def load_checkpoint(path, device="cpu", dropout=0.0):
         state = torch.load(path, map_location=device, weights_only=True)
         model = GPT(GPTConfig(**state["model_config"] | {"dropout": dropout}))
         model.load_state_dict(state["model"])
-    except (RuntimeError, KeyError, TypeError, EOFError, ValueError, pickle.UnpicklingError) as e:
+    except (OSError, RuntimeError, KeyError, TypeError, EOFError, ValueError,
+            pickle.UnpicklingError) as e:
         raise ValueError(f"{path}: not a whole checkpoint of this model ({type(e).__name__}): was "
                          "it cut short in copying?") from None
     return model.to(device), state

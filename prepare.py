@@ -451,8 +451,8 @@ def make_locus(locus, rng):
     plant(locus, donor - 3, "donor", rng)
     plant(locus, acceptor - 14, "acceptor", rng)
     plant(locus, 520 + rng.integers(20), "poly-A signal", rng)
-    for place in (608, 635):
-        plant(locus, place + rng.integers(12), "NF-kappa-B", rng)
+    for place in (606, 624, 642):
+        plant(locus, place + rng.integers(8), "NF-kappa-B", rng)
     for place in (665, 680):
         plant(locus, place + rng.integers(7), rng.choice(["AP-1", "CREB"]), rng)
 

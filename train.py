@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 import config
 from bpe import Tokenizer
-from model import GPT, GPTConfig, load_checkpoint, save_checkpoint
+from model import GPT, GPTConfig, find_device, load_checkpoint, save_checkpoint
 
 
 @dataclass
@@ -115,18 +115,6 @@ def find_machine(cfg):
     dtype = dtypes[cfg.dtype]
     torch.set_float32_matmul_precision("high")      # TF32 where a GPU has it
     return Machine(device, dtype, world * peak_flops(device, dtype), rank, world)
-
-
-def find_device(name):
-    """A device by its name, "auto" for the best there is; ValueError where it is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else \
-            "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.empty(1, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError):
-        raise ValueError(f"device={name}: there is no such device here: use auto or cpu") from None
 
 
 def fast_dtype(device):

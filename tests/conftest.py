@@ -1,0 +1,40 @@
+"""A small world for the tests: a prepared folder and a trained model, made once."""
+import os
+
+import pytest
+
+import prepare
+import train
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory):
+    """-> a folder with data/ (a toy world of few genes) and out/ (a model of a few steps)"""
+    folder = tmp_path_factory.mktemp("toy")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "GENES", 150)
+        patch.setattr(prepare, "TEST_GENES", 12)
+        prepare.main([f"--data_dir={folder}/data", "--vocab_size=400", "--val_fraction=0.1"])
+    train.main([*SMALL, f"--data_dir={folder}/data", f"--out_dir={folder}/out", "--max_steps=20",
+                "--eval_interval=10", "--log_interval=1"])
+    return str(folder)
+
+
+SMALL = ["--n_layer=2", "--n_head=2", "--n_embd=16", "--block_size=256", "--batch_size=4",
+         "--learning_rate=1e-2", "--warmup_steps=2", "--device=cpu", "--dtype=float32",
+         "--compile=no"]
+
+
+@pytest.fixture
+def small():
+    return SMALL
+
+
+def listing(folder):
+    """-> {path: content} of all files below a folder, to see that nothing has changed"""
+    found = {}
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with open(os.path.join(parent, name), "rb") as f:
+                found[os.path.join(parent, name)] = f.read()
+    return found

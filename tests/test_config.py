@@ -1,0 +1,93 @@
+"""Configuration: where values come from, and what is refused."""
+import glob
+import os
+from dataclasses import dataclass, field
+
+import pytest
+
+import config
+from instruct import InstructConfig
+from prepare import PrepareConfig
+from sample import SampleConfig
+from train import TrainConfig
+
+CONFIGS = {"prepare": PrepareConfig, "train": TrainConfig, "instruct": InstructConfig,
+           "sample": SampleConfig}
+
+
+@dataclass
+class Example:
+    steps: int = 10             # how many
+    rate: float = 0.1           # how fast
+    name: str = "a"             # what it is called
+    loud: bool = False          # whether it speaks
+    files: list[str] = field(default_factory=list)  # what it reads
+
+
+def load(tmp_path, text, *args):
+    path = tmp_path / "x.toml"
+    path.write_text(text)
+    return config.from_command_line(Example, "train", [str(path), *args])
+
+
+def test_default_then_file_then_command_line(tmp_path):
+    cfg = load(tmp_path, '[train]\nsteps = 20\nrate = 1\nname = "b"\nfiles = ["p", "q"]\n[sample]\nx = 1',
+               "--steps=30", "--loud=true", "--name=c=d")
+    assert cfg == Example(steps=30, rate=1.0, name="c=d", loud=True, files=["p", "q"])
+    assert config.from_command_line(Example, "train", ["--files=a,b,c"]).files == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("arg,message", [
+    ("--step=3", "unknown key step: did you mean steps?"),
+    ("--steps=x", "steps='x' is not a whole number"),
+    ("--steps=1.5", "not a whole number"),
+    ("--rate=fast", "not a number"),
+    ("--loud=maybe", "not true or false"),
+    ("--steps", "write --steps=VALUE"),
+    ("steps", "what is this"),
+])
+def test_refused_on_the_command_line(arg, message):
+    with pytest.raises(ValueError) as e:
+        config.from_command_line(Example, "train", [arg])
+    assert message in str(e.value)
+
+
+@pytest.mark.parametrize("text,message", [
+    ("[train]\nstepz = 3", "unknown key stepz"),
+    ("[train]\nsteps = true", "not a whole number"),
+    ("[train]\nsteps = 1.5", "not a whole number"),
+    ("[train]\nname = 3", "not text"),
+    ("[train]\nfiles = [1]", "not a list of text"),
+    ("steps = 3", "steps is not a section"),
+    ("[trian]\nsteps = 3", "trian is not a section"),
+    ("[train\nsteps", "not TOML"),
+])
+def test_refused_in_a_file(tmp_path, text, message):
+    with pytest.raises(ValueError) as e:
+        load(tmp_path, text)
+    assert message in str(e.value) and "x.toml" in str(e.value)
+
+
+@pytest.mark.parametrize("script", CONFIGS)
+def test_presets_are_valid(script):
+    presets = glob.glob(os.path.join(os.path.dirname(config.__file__), "*.toml"))
+    assert len(presets) >= 3
+    for preset in presets:
+        config.from_command_line(CONFIGS[script], script, [preset])
+
+
+@pytest.mark.parametrize("script", CONFIGS)
+def test_toy_preset_is_the_defaults(script):
+    """`python train.py` and `python train.py config/toy.toml` are the same run."""
+    toy = os.path.join(os.path.dirname(config.__file__), "toy.toml")
+    assert config.from_command_line(CONFIGS[script], script, [toy]) == CONFIGS[script]()
+
+
+@pytest.mark.parametrize("script", CONFIGS)
+def test_help_explains_every_field(script, capsys):
+    with pytest.raises(SystemExit):
+        config.from_command_line(CONFIGS[script], script, ["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    keys = [i for i, line in enumerate(lines) if line.startswith("--")]
+    assert len(keys) == len(CONFIGS[script].__dataclass_fields__)
+    assert all(lines[i + 1].strip() for i in keys)

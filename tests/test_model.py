@@ -1,0 +1,245 @@
+"""The network: against arithmetic done by hand and by numpy, and against `transformers`."""
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import model as model_module
+from model import GPT, GPTConfig, choose, load_checkpoint, save_checkpoint
+
+SMALL = GPTConfig(vocab_size=61, block_size=32, n_layer=2, n_head=2, n_embd=16)
+
+
+@pytest.fixture
+def gpt():
+    torch.manual_seed(0)
+    gpt = GPT(SMALL)
+    with torch.no_grad():       # away from the zeros and ones that it starts from
+        for p in gpt.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return gpt.eval()
+
+
+def tokens(*shape):
+    return torch.randint(61, shape, generator=torch.Generator().manual_seed(1))
+
+
+# -- exactness
+
+def test_by_hand():
+    """With a block that adds nothing the logits are LayerNorm(wte + wpe) wte^T, easy enough for pen
+    and paper."""
+    gpt = GPT(GPTConfig(vocab_size=2, block_size=2, n_layer=1, n_head=1, n_embd=2))
+    with torch.no_grad():
+        gpt.transformer.h[0].attn.c_proj.weight.zero_()
+        gpt.transformer.h[0].mlp.c_proj.weight.zero_()
+        gpt.transformer.wte.weight.copy_(torch.tensor([[1., 2.], [3., -1.]]))
+        gpt.transformer.wpe.weight.copy_(torch.tensor([[0., 0.], [0., 5.]]))
+    logits, loss = gpt(torch.tensor([[0, 1]]), torch.tensor([[1, 0]]))
+    # (1, 2) and (3, 4) are both normalized to (-1, 1); times wte: 1*-1 + 2*1 = 1, 3*-1 + -1*1 = -4
+    assert torch.allclose(logits, torch.tensor([[[1., -4.], [1., -4.]]]), atol=1e-3)
+    # -log softmax: log(1 + e^5) for token 1, log(1 + e^-5) for token 0
+    by_hand = (math.log(1 + math.exp(5)) + math.log(1 + math.exp(-5))) / 2
+    assert loss.item() == pytest.approx(by_hand, abs=1e-4)
+
+
+def numpy_gpt2(w, idx, n_head):
+    """GPT-2 for one row of ids, from the formulas."""
+    def norm(x, name):
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+        return x * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    def linear(x, name):
+        return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+    x = w["transformer.wte.weight"][idx] + w["transformer.wpe.weight"][:len(idx)]
+    for layer in range(SMALL.n_layer):
+        h = f"transformer.h.{layer}"
+        q, k, v = np.split(linear(norm(x, f"{h}.ln_1"), f"{h}.attn.c_attn"), 3, axis=1)
+        heads = []
+        for q1, k1, v1 in zip(*(np.split(m, n_head, axis=1) for m in (q, k, v))):
+            scores = q1 @ k1.T / math.sqrt(q1.shape[1])
+            scores[np.triu_indices(len(idx), k=1)] = -np.inf
+            e = np.exp(scores - scores.max(1, keepdims=True))
+            heads.append(e / e.sum(1, keepdims=True) @ v1)
+        x = x + linear(np.concatenate(heads, axis=1), f"{h}.attn.c_proj")
+        u = linear(norm(x, f"{h}.ln_2"), f"{h}.mlp.c_fc")
+        u = 0.5 * u * (1 + np.tanh(math.sqrt(2 / math.pi) * (u + 0.044715 * u ** 3)))
+        x = x + linear(u, f"{h}.mlp.c_proj")
+    return norm(x, "transformer.ln_f") @ w["transformer.wte.weight"].T
+
+
+def test_equals_numpy(gpt):
+    w = {name: p.double().numpy() for name, p in gpt.state_dict().items()}
+    idx = tokens(1, 20)
+    assert np.allclose(gpt(idx)[0][0].detach(), numpy_gpt2(w, idx[0].numpy(), 2), atol=1e-4)
+
+
+def test_equals_transformers(gpt, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    gpt.save_gpt2(tmp_path)
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path).eval()
+    idx = tokens(3, 32)
+    assert (theirs(idx).logits - gpt(idx)[0]).abs().max() < 1e-4
+    theirs.save_pretrained(tmp_path / "theirs")
+    assert torch.equal(GPT.from_gpt2(tmp_path / "theirs")(idx)[0], gpt(idx)[0])
+
+
+def test_causal(gpt):
+    """Changing token t changes no logits before t, and those at t."""
+    idx = tokens(1, 32)
+    before = gpt(idx)[0]
+    for t in (0, 7, 31):
+        other = idx.clone()
+        other[0, t] = (other[0, t] + 1) % 61
+        after = gpt(other)[0]
+        assert torch.equal(after[0, :t], before[0, :t])
+        assert not torch.allclose(after[0, t], before[0, t])
+
+
+# -- the loss
+
+def test_loss_ignores_masked_targets(gpt):
+    idx, targets = tokens(2, 8), tokens(2, 8).flip(1)
+    targets[0, 3:] = -1
+    logits, loss = gpt(idx, targets)
+    each = -logits.log_softmax(-1).gather(2, targets.clamp(min=0)[..., None])[..., 0]
+    assert loss.item() == pytest.approx((each[0, :3].sum() + each[1].sum()).item() / 11, rel=1e-5)
+
+
+def test_loss_weights(gpt):
+    idx, targets = tokens(2, 4), tokens(2, 4).flip(1)
+    weights = torch.tensor([[0, 0, 1, 1], [0, 0.5, 1, 1]])
+    targets[1, 3] = -1                                          # ignored, whatever its weight
+    each = -gpt(idx)[0].log_softmax(-1).gather(2, targets.clamp(min=0)[..., None])[..., 0]
+    by_hand = (each[0, 2] + each[0, 3] + 0.5 * each[1, 1] + each[1, 2]) / 3.5
+    logits, loss = gpt(idx, targets, weights)
+    assert logits is None and loss.item() == pytest.approx(by_hand.item(), rel=1e-5)
+    assert gpt(idx, targets, torch.ones(2, 4))[1].item() == pytest.approx(
+        gpt(idx, targets)[1].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("weights", [None, torch.zeros(2, 8), torch.ones(2, 8)])
+def test_nothing_to_learn_gives_no_nan(gpt, weights):
+    _, loss = gpt(tokens(2, 8), torch.full((2, 8), -1), weights)
+    loss.backward()
+    assert loss.item() == 0
+    assert all(torch.isfinite(p.grad).all() for p in gpt.parameters() if p.grad is not None)
+
+
+def test_overfits_one_batch():
+    torch.manual_seed(0)
+    gpt = GPT(SMALL)
+    idx = tokens(4, 17)
+    optimizer = torch.optim.AdamW(gpt.parameters(), lr=1e-2)
+    for _ in range(150):
+        loss = gpt(idx[:, :-1], idx[:, 1:])[1]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.05
+
+
+def test_initial_loss_is_that_of_guessing():
+    torch.manual_seed(0)
+    loss = GPT(SMALL)(tokens(8, 32), tokens(8, 32).flip(1))[1].item()
+    assert loss == pytest.approx(math.log(61), abs=0.05)
+
+
+def test_num_params():
+    C = 16
+    block = 4 * C + (3 * C * C + 3 * C) + (C * C + C) + (4 * C * C + 4 * C) + (4 * C * C + C)
+    assert GPT(SMALL).num_params() == 61 * C + 2 * block + 2 * C
+
+
+# -- generation
+
+def test_cache_changes_nothing(gpt):
+    """Rows of unlike length, with and without the cache, together and alone, and on beyond the
+    context: the same tokens."""
+    prompts = [[1, 2, 3], [5], list(range(31)), list(range(50))]
+    cached = gpt.generate(prompts, 60, temperature=0)
+    assert cached == gpt.generate(prompts, 60, temperature=0, use_cache=False)
+    assert cached == [gpt.generate([p], 60, temperature=0)[0] for p in prompts]
+    assert [len(new) for new in cached] == [60] * 4
+
+
+def test_generation_is_the_argmax(gpt):
+    new = gpt.generate([[4, 5, 6]], 10, temperature=0)[0]
+    for t, token in enumerate(new):
+        assert token == gpt(torch.tensor([[4, 5, 6] + new[:t]]))[0][0, -1].argmax().item()
+
+
+def test_stops(gpt):
+    free = gpt.generate([[1], [2]], 20, temperature=0)
+    stop = free[0][4]
+    stopped = gpt.generate([[1], [2]], 20, temperature=0, stop=stop)
+    assert stopped[0] == free[0][:free[0].index(stop) + 1]
+    assert gpt.generate([[1]], 0) == [[]]
+
+
+def test_choose():
+    logits = torch.tensor([[0.0, 3.0, 2.0, -1.0]])
+    assert choose(logits, 0, None).item() == 1
+    draws = {choose(logits, 1.0, 2).item() for _ in range(100)}
+    assert draws == {1, 2}
+    a, b = (gpt_draws(7), gpt_draws(7))
+    assert a == b != gpt_draws(8)
+
+
+def gpt_draws(seed):
+    torch.manual_seed(0)
+    return GPT(SMALL).generate([[1]], 20, generator=torch.Generator().manual_seed(seed))
+
+
+# -- files
+
+def test_gpt2_files_round_trip(gpt, tmp_path):
+    gpt.save_gpt2(tmp_path)
+    assert torch.equal(GPT.from_gpt2(tmp_path)(tokens(1, 9))[0], gpt(tokens(1, 9))[0])
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="not a whole .safetensors"):
+        GPT.from_gpt2(tmp_path)
+
+
+def test_checkpoint_of_a_compiled_model_loads_uncompiled(gpt, tmp_path):
+    compiled = torch.compile(gpt, backend="eager")
+    compiled(tokens(1, 9))
+    save_checkpoint(tmp_path / "a.pt", gpt, step=3)
+    again, state = load_checkpoint(tmp_path / "a.pt")
+    assert state["step"] == 3 and torch.equal(again.eval()(tokens(1, 9))[0], gpt(tokens(1, 9))[0])
+
+
+def test_killed_in_a_save_keeps_the_older(gpt, tmp_path, monkeypatch):
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, gpt, step=1)
+
+    def dies(state, name):
+        with open(name, "wb") as f:
+            f.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model_module.torch, "save", dies)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(path, gpt, step=2)
+    assert load_checkpoint(path)[1]["step"] == 1
+
+
+@pytest.mark.parametrize("size", [0, 10, 5000])
+def test_checkpoint_cut_short(gpt, tmp_path, size):
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, gpt)
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(ValueError, match="last.pt: not a whole checkpoint"):
+        load_checkpoint(path)
+
+
+def test_refusals(tmp_path):
+    with pytest.raises(ValueError, match="n_embd=10 cannot be divided among n_head=3"):
+        GPT(GPTConfig(n_embd=10, n_head=3))
+    with pytest.raises(ValueError, match="33 tokens do not fit into block_size=32"):
+        GPT(SMALL)(tokens(1, 33))
+    with pytest.raises(FileNotFoundError, match="no such checkpoint"):
+        load_checkpoint(str(tmp_path / "none.pt"))
