@@ -25,6 +25,7 @@ write three cells. For example, "banana", where the merge of "a" and "n" is appl
 """
 import hashlib
 import heapq
+import html
 import json
 import os
 import sys
@@ -492,3 +493,74 @@ def alpaca_prompt(instruction, input=""):
         paired=", paired with an input that provides further context" if input else "",
         instruction=instruction,
         input=f"### Input:\n{input}\n\n" if input else "")
+
+
+# ----------------------------------------------------------------------------------------------
+# Showing tokens
+
+def modalities(tok, text):
+    """-> (id, bytes, modality) of each token of `text`; the modality is "dna" inside a run of DNA,
+    "english" outside, "both" for a token that lies across the border (only without a split)"""
+    inside = bytearray(len(text.encode()))
+    for run in regex.finditer(RUN + "[ACGT]*", text):
+        start = len(text[:run.start()].encode())
+        inside[start:start + len(run[0])] = b"\1" * len(run[0])
+    shown, place = [], 0
+    for i in tok.encode(text):
+        part = tok.bytes_of[i]
+        cover = set(inside[place:place + len(part)])
+        shown.append((i, part, "both" if len(cover) > 1 else "dna" if cover == {1} else "english"))
+        place += len(part)
+    return shown
+
+
+def show(tok, text):
+    """-> the text with its tokens in colours for a terminal, DNA green, English blue, both red, two
+    shades in turn; and a line of counts"""
+    shades = {"dna": (22, 28), "english": (18, 25), "both": (88, 124)}
+    tokens = modalities(tok, text)
+    shown = "".join(f"\x1b[97;48;5;{shades[kind][n % 2]}m{part.decode('utf-8', 'replace')}\x1b[0m"
+                    for n, (_, part, kind) in enumerate(tokens))
+    return shown + "\n" + "; ".join(summary(tokens))
+
+
+def summary(tokens):
+    """-> a phrase for each modality: how many tokens, and how long they are"""
+    units = {"dna": "bases", "english": "bytes", "both": "bytes"}
+    for kind, unit in units.items():
+        sizes = [len(part) for _, part, k in tokens if k == kind]
+        if sizes:
+            yield f"{kind}: {len(sizes)} tokens, {sum(sizes) / len(sizes):.2f} {unit} a token"
+
+
+def show_html(tok, text):
+    """-> a page that works from disk: the tokens in colours, each with its id and bytes on pointing"""
+    tokens = modalities(tok, text)
+    spans = "".join(f'<span class="{kind}" title="id {i}: {len(part)} bytes, {part.hex(" ")}">'
+                    f"{html.escape(part.decode('utf-8', 'replace'))}</span>"
+                    for i, part, kind in tokens)
+    template = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets", "tokens.html")
+    with open(template, encoding="utf-8") as f:
+        return f.read().replace("SUMMARY", html.escape("; ".join(summary(tokens)))) \
+            .replace("TOKENS", spans)
+
+
+def main(argv):
+    """python bpe.py show TOKENIZER TEXT... [--html=FILE]"""
+    page = [a.removeprefix("--html=") for a in argv if a.startswith("--html=")]
+    words = [a for a in argv if not a.startswith("--")]
+    if len(words) < 3 or words[0] != "show" or len(words) + len(page) < len(argv):
+        sys.exit(f"usage: {main.__doc__}")
+    try:
+        tok, text = Tokenizer.load(words[1]), " ".join(words[2:])
+        print(show(tok, text))
+        for path in page:
+            with open(path, "w", encoding="utf-8") as f:
+                f.write(show_html(tok, text))
+            print(f"wrote {path}; next: open it in a browser")
+    except (OSError, ValueError) as e:
+        sys.exit(f"error: {e}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -38,13 +38,13 @@ class InstructConfig(RunConfig):
     init_from: str = "out/toy"      # folder of the model to start from
     tasks: list[str] = field(default_factory=lambda: ["data/toy/tasks/*.train.json"])       # Alpaca files to tune on
     eval_tasks: list[str] = field(default_factory=lambda: ["data/toy/tasks/*.test.json"])   # Alpaca files to score
-    epochs: float = 3.0             # times through the tasks; 0: only score init_from
+    epochs: float = 1.0             # times through the tasks; 0: only score init_from
     max_steps: int = 0              # steps of the optimizer; 0: as epochs says
-    batch_size: int = 32            # rows a micro-step
-    learning_rate: float = 1e-3     # the highest
+    batch_size: int = 16            # rows a micro-step
+    eval_interval: int = 250        # steps between evaluations, each with a checkpoint
     prompt_loss_weight: float = 0.0     # of a prompt token; a response token has 1
     val_fraction: float = 0.02      # share of the rows held out of tuning to choose best.pt by
-    max_new_tokens: int = 64        # longest answer in exact_match, in tokens
+    max_new_tokens: int = 32        # longest answer in exact_match, in tokens
     compile: str = "no"             # auto, yes, no: torch.compile; the lengths of rows vary
 
 

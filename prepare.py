@@ -42,7 +42,7 @@ class PrepareConfig:
     dna: list[str] = field(default_factory=list)        # FASTA files; without any input, the toy world
     english: list[str] = field(default_factory=list)    # UTF-8 text files, a blank line between paragraphs
     tasks: list[str] = field(default_factory=list)      # folders of train.csv, dev.csv, test.csv; Alpaca .json, .jsonl
-    vocab_size: int = 1024          # ids of the tokenizer
+    vocab_size: int = 640           # ids of the tokenizer
     split: str = "mixed"            # how DNA is read: mixed, mixed6, mixed1, none
     tokenizer: str = ""             # use this tokenizer.json and do not train one
     tokenizer_mb: float = 30.0      # megabytes of DNA, and of English, to train the tokenizer on
@@ -395,6 +395,7 @@ def write_tasks(paths, folder):
 # stands, so that a model can find it; it is a test of the code, and says nothing about biology.
 
 MOTIFS = {      # consensus sequences in IUPAC letters
+    "BRE": "SSRCGCC",                       # Lagrange et al., 1998; just before the TATA box
     "TATA box": "STATAWAWR",                # Bucher, 1990; about 30 bases before the start
     "initiator": "YYANWYY",                 # Smale and Kadonaga, 2003; at the start
     "GC box": "GGGGCGGGGC",                 # Sp1; Kadonaga et al., 1986; upstream
@@ -412,7 +413,7 @@ CODES = {"A": "A", "C": "C", "G": "G", "T": "T", "R": "AG", "Y": "CT", "S": "CG"
 FOLLOWS = {"A": [.33, .17, .24, .26], "C": [.35, .25, .05, .35],
            "G": [.29, .21, .25, .25], "T": [.22, .20, .24, .34]}
 
-GENES, TEST_GENES = 2600, 260
+GENES, TEST_GENES = 2200, 250
 LOCUS = 1000        # bases of each gene with the stretch around it
 START = 200         # where in its locus a gene starts
 TASK_WINDOWS = {"promoter": 120, "core_promoter": 60, "splice": 60, "tf": 60}
@@ -442,8 +443,9 @@ def make_locus(locus, rng):
     0: background   100: promoter   200: the gene starts   300: exon ends, intron   420: exon
     520: gene ends  600: enhancer   700: background, for the examples of what is not there
     """
-    for place in rng.choice(np.arange(-110, -50, 12), size=2, replace=False):
+    for place in rng.choice(np.arange(-110, -52, 12), size=2, replace=False):
         plant(locus, START + place, "GC box", rng)
+    plant(locus, START - 38, "BRE", rng)
     plant(locus, START - 31, "TATA box", rng)
     plant(locus, START - 2, "initiator", rng)
     donor = 300 + rng.integers(20)

@@ -41,13 +41,13 @@ class RunConfig:
     out_dir: str = "out/toy"        # folder to write to
     batch_size: int = 16            # rows a micro-step
     gradient_accumulation_steps: int = 1    # micro-steps a step, those of all processes together
-    max_steps: int = 600            # steps of the optimizer
+    max_steps: int = 300            # steps of the optimizer
     learning_rate: float = 2e-3     # the highest
     warmup_steps: int = 40          # steps to reach it; then down to zero in a line
     weight_decay: float = 0.1       # of matrices; vectors have none
     grad_clip: float = 1.0          # longest gradient; 0: no limit
     dropout: float = 0.0            # share of activations zeroed in training
-    eval_interval: int = 200        # steps between evaluations, each with a checkpoint
+    eval_interval: int = 100        # steps between evaluations, each with a checkpoint
     log_interval: int = 10          # steps between lines of the log
     device: str = "auto"            # auto, cpu, cuda, cuda:1, mps
     dtype: str = "auto"             # auto, float32, bfloat16; of the products, weights are float32
@@ -59,10 +59,10 @@ class RunConfig:
 @dataclass
 class TrainConfig(RunConfig):
     data_dir: str = "data/toy"      # folder that prepare.py wrote
-    n_layer: int = 4                # blocks
+    n_layer: int = 3                # blocks
     n_head: int = 4                 # attention heads in each
     n_embd: int = 128               # channels
-    block_size: int = 128           # context, in tokens
+    block_size: int = 160           # context, in tokens
 
 
 # ----------------------------------------------------------------------------------------------
