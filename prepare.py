@@ -400,6 +400,7 @@ MOTIFS = {      # consensus sequences in IUPAC letters
     "initiator": "YYANWYY",                 # Smale and Kadonaga, 2003; at the start
     "GC box": "GGGGCGGGGC",                 # Sp1; Kadonaga et al., 1986; upstream
     "donor": "MAGGTRAGT",                   # Mount, 1982; an intron begins behind MAG
+    "G triplets": "GGGNNGGGNNGGG",          # McCullough and Berget, 1997; early in short introns
     "acceptor": "YYYYYYYYYYNCAGG",          # Mount, 1982; an intron ends with CAG
     "poly-A signal": "AATAAA",              # Proudfoot and Brownlee, 1976
     "NF-kappa-B": "GGGRNWYYCC",             # Chen et al., 1998
@@ -451,6 +452,7 @@ def make_locus(locus, rng):
     donor = 300 + rng.integers(20)
     acceptor = 420 + rng.integers(20)
     plant(locus, donor - 3, "donor", rng)
+    plant(locus, donor + 9 + rng.integers(6), "G triplets", rng)
     plant(locus, acceptor - 14, "acceptor", rng)
     plant(locus, 520 + rng.integers(20), "poly-A signal", rng)
     for place in (606, 624, 642):
