@@ -455,10 +455,10 @@ class Tokenizer:
             pattern = pattern_of(file["pre_tokenizer"])
             if len({new for _, _, new in merges}) < len(merges):
                 raise ValueError("two of its merges make the same token")
+            return cls(vocab, merges, pattern, specials)
         except (ValueError, KeyError, TypeError) as e:
             raise ValueError(f"{path}: not a byte-level BPE tokenizer.json "
                              f"({type(e).__name__}: {e})") from None
-        return cls(vocab, merges, pattern, specials)
 
 
 def pattern_of(pre_tokenizer):
@@ -493,6 +493,29 @@ def alpaca_prompt(instruction, input=""):
         paired=", paired with an input that provides further context" if input else "",
         instruction=instruction,
         input=f"### Input:\n{input}\n\n" if input else "")
+
+
+def encode_prompts(tok, asked, rooms):
+    """asked: list of (instruction, input); rooms: how many tokens each prompt may have. Where one is
+    longer, tokens are cut off the end of its input, never of its instruction.
+    -> (list of lists of ids, None where not even the instruction fits; how many were trimmed)"""
+    prompts = [p.tolist() for p in tok.encode_batch([alpaca_prompt(*a) for a in asked])]
+    long = [i for i, prompt in enumerate(prompts) if len(prompt) > rooms[i]]
+    inputs = dict(zip(long, tok.encode_batch([asked[i][1] for i in long])))
+    keep = {i: len(inputs[i]) for i in long}        # tokens of input, for those still too long
+    while keep:
+        for i in list(keep):
+            if keep[i] == 0:
+                prompts[i] = None
+                del keep[i]
+            else:
+                keep[i] = max(0, keep[i] - (len(prompts[i]) - rooms[i]))
+        texts = [alpaca_prompt(asked[i][0], tok.decode(inputs[i][:n])) for i, n in keep.items()]
+        for i, prompt in zip(list(keep), tok.encode_batch(texts)):
+            prompts[i] = prompt.tolist()
+            if len(prompt) <= rooms[i]:
+                del keep[i]
+    return prompts, sum(prompts[i] is not None for i in long)
 
 
 # ----------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import config
-from bpe import Tokenizer, alpaca_prompt
+from bpe import Tokenizer, encode_prompts
 from model import load_checkpoint
 from prepare import read_alpaca, write_json
 from train import RunConfig, find_machine, fit, prepare_out_dir, resume_from
@@ -71,40 +71,15 @@ def encode_records(records, tok, block_size):
     Where the two do not fit into block_size the end of the input is cut off, never the answer; what
     does not fit even without its input is left out, as None. How many there were is printed.
     """
-    prompts = [p.tolist() for p in tok.encode_batch(
-        [alpaca_prompt(r["instruction"], r["input"]) for r in records])]
     responses = [r.tolist() + [tok.eot] for r in tok.encode_batch([r["output"] for r in records])]
-    long = [i for i in range(len(records)) if len(prompts[i]) + len(responses[i]) > block_size]
-    rooms = [block_size - len(responses[i]) for i in long]
-    for i, prompt in zip(long, shorten([records[i] for i in long], rooms, tok)):
-        prompts[i] = prompt
-    left_out = sum(prompts[i] is None for i in long)
-    if len(long) > left_out:
-        print(f"{len(long) - left_out:,} of {len(records):,} inputs were trimmed to fit into "
-              f"{block_size} tokens")
-    if left_out:
+    prompts, trimmed = encode_prompts(tok, [(r["instruction"], r["input"]) for r in records],
+                                      [block_size - len(r) for r in responses])
+    if trimmed:
+        print(f"{trimmed:,} of {len(records):,} inputs were trimmed to fit into {block_size} tokens")
+    if left_out := sum(p is None for p in prompts):
         print(f"{left_out:,} of {len(records):,} records do not fit into {block_size} tokens even "
               "without their input, and were left out")
     return [(p, r) if p is not None else None for p, r in zip(prompts, responses)]
-
-
-def shorten(records, rooms, tok):
-    """Cut tokens off the end of each record's input until its prompt has at most rooms[i] tokens.
-    -> list of the prompts' ids, None where that leaves no input"""
-    inputs = tok.encode_batch([r["input"] for r in records])
-    prompts = [None] * len(records)
-    keep = dict(enumerate(rooms))       # tokens of input to try, for those not done yet
-    while keep:
-        texts = {i: tok.decode(inputs[i][:n]) for i, n in keep.items()}
-        tried = tok.encode_batch([alpaca_prompt(records[i]["instruction"], texts[i]) for i in keep])
-        for (i, n), prompt in zip(list(keep.items()), tried):
-            excess = len(prompt) - rooms[i]
-            if excess <= 0:
-                prompts[i] = prompt.tolist()
-            keep[i] = min(n, len(inputs[i])) - max(excess, 1)
-            if excess <= 0 or keep[i] <= 0:
-                del keep[i]
-    return prompts
 
 
 def collate(rows, prompt_loss_weight):

@@ -156,6 +156,14 @@ class GPT(nn.Module):
         c = self.config
         return 6 * self.num_params() + 12 * c.n_layer * c.n_embd * length
 
+    def training_flops(self, idx, targets, weights=None):
+        """Floating-point operations to train on a batch as forward() would be given it, which leaves
+        out the head where the weights are 0."""
+        flops = idx.numel() * self.flops_per_token(idx.size(1))
+        if weights is not None:
+            flops -= 6 * self.lm_head.weight.numel() * (weights == 0).sum().item()
+        return flops
+
     def hidden(self, idx, position=None, cache=None):
         """idx (B, T) -> the state of each token before the head (B, T, C)"""
         T = idx.size(1)

@@ -27,7 +27,7 @@ import shutil
 import sys
 import zlib
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from tqdm import tqdm
@@ -200,8 +200,8 @@ def train_tokenizer(cfg, folder):
     that the words that every prompt repeats are tokens -> Tokenizer"""
     rng = np.random.default_rng(cfg.seed)
     sample = []
-    for modality in ("dna", "english"):
-        docs = (text for kind, held_out, text in documents(cfg) if kind == modality and not held_out)
+    for modality, part in (("dna", replace(cfg, english=[])), ("english", replace(cfg, dna=[]))):
+        docs = (text for _, held_out, text in documents(part) if not held_out)
         sample += draw(tqdm(docs, desc=f"sampling {modality}", unit=" docs", disable=None),
                        cfg.tokenizer_mb * 1e6, rng)
     for path in sorted(glob.glob(os.path.join(glob.escape(folder), "*.json"))):
@@ -292,6 +292,8 @@ def read_csv_task(folder):
         path = os.path.join(folder, f"{split}.csv")
         if os.path.exists(path):
             splits[split] = list(read_csv(path))
+            if not splits[split]:
+                raise ValueError(f"{path}: no rows below the names of the columns")
     parent, leaf = os.path.abspath(folder).split(os.sep)[-2:]
     name = f"{parent}_{leaf}" if leaf.isdigit() or parent in ("EMP", "splice", "virus") else leaf
     found = [(what, words) for pattern, what, words in FAMILIES
@@ -343,6 +345,8 @@ def read_alpaca(path):
     except json.JSONDecodeError as e:
         line = e.lineno if text.lstrip().startswith("[") else number
         raise ValueError(f"{path}: line {line}, column {e.colno}: broken JSON: {e.msg}") from None
+    if not records:
+        raise ValueError(f"{path}: no records")
     for number, r in enumerate(records, start=1):
         where = f"{path}: record {number}"
         if not isinstance(r, dict):
@@ -541,6 +545,9 @@ def main(argv):
         if cfg.dna or cfg.english:
             tok = Tokenizer.load(cfg.tokenizer) if cfg.tokenizer \
                 else train_tokenizer(cfg, os.path.join(part, "tasks"))
+            if tok.eot is None:
+                raise ValueError(f"{cfg.tokenizer}: has no <|endoftext|>, which documents need "
+                                 "between them")
             tok.save(os.path.join(part, "tokenizer.json"))
             meta = write_bins(cfg, tok, part)
         for folder, _, names in os.walk(part):
@@ -559,8 +566,10 @@ def main(argv):
             print(f"The text has no more pairs to merge: {len(tok):,} ids, not {cfg.vocab_size:,}.")
     for name, n in written.items():
         print(f"tasks/{name}: {n:,} instructions")
-    print(f"wrote {cfg.data_dir}; next: python train.py "
-          + ("" if toy else f"--data_dir={cfg.data_dir}"))
+    given = "" if toy else f" --data_dir={cfg.data_dir}"
+    print(f"wrote {cfg.data_dir}; next: python " + (
+        f"train.py{given}" if cfg.dna or cfg.english else
+        f"instruct.py --tasks='{cfg.data_dir}/tasks/*.train.json'"))
 
 
 if __name__ == "__main__":

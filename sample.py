@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 
 import config
-from bpe import Tokenizer, alpaca_prompt
+from bpe import Tokenizer, alpaca_prompt, encode_prompts
 from model import find_device, load_checkpoint
 from prepare import clean_dna, read_fasta
 
@@ -46,16 +46,22 @@ class SampleConfig:
     seed: int = 1337                # of the draws
 
 
-def complete(model, tok, text, cfg, generator):
-    """-> the continuation of `text`, up to <|endoftext|>"""
-    room = model.config.block_size
-    ids = tok.encode(text) or [tok.eot]
-    if len(ids) >= room:
-        print(f"({len(ids):,} tokens: only the last {room - 1:,} are read)")
-        ids = ids[-(room - 1):]
+def complete(model, tok, ids, cfg, generator):
+    """-> the text that the model lets follow `ids`, up to <|endoftext|>"""
     new = model.generate([ids], cfg.max_new_tokens, cfg.temperature, cfg.top_k or None, tok.eot,
                          generator=generator)[0]
     return tok.decode([i for i in new if i != tok.eot])
+
+
+def answer(model, tok, instruction, input, cfg, generator):
+    """-> the response to an instruction. An input that is too long is cut at its end, so that an
+    eighth of the context is left for the answer; it says so."""
+    room = model.config.block_size * 7 // 8
+    (ids,), trimmed = encode_prompts(tok, [(instruction, input)], [room])
+    if ids is None:
+        raise ValueError(f"the instruction is longer than the {room} tokens that fit: shorten it")
+    response = complete(model, tok, ids, cfg, generator)
+    return response + "\n(the input is too long, and was cut at its end)" * trimmed
 
 
 def read_message(text):
@@ -85,7 +91,10 @@ def chat(model, tok, cfg, generator):
                 return
         instruction, dna = read_message("\n".join(lines))
         if instruction:
-            print(complete(model, tok, alpaca_prompt(instruction, dna), cfg, generator) + "\n")
+            try:
+                print(answer(model, tok, instruction, dna, cfg, generator) + "\n")
+            except ValueError as e:
+                print(f"{e}\n")
         elif dna:
             print("What about this sequence? Begin with an instruction.\n")
 
@@ -138,7 +147,7 @@ def main(argv):
         chat(model, tok, cfg, generator)
     elif cfg.prompt:
         for _ in range(cfg.num_samples):
-            print(cfg.prompt + complete(model, tok, cfg.prompt, cfg, generator) + "\n")
+            print(cfg.prompt + complete(model, tok, tok.encode(cfg.prompt), cfg, generator) + "\n")
     else:
         if cfg.input and not cfg.instruction:
             raise ValueError("--input needs an --instruction that says what to do with it")
@@ -146,7 +155,7 @@ def main(argv):
         text = alpaca_prompt(instruction, input)
         print(text[text.index("### Instruction"):], end="")
         for _ in range(cfg.num_samples):
-            print(complete(model, tok, text, cfg, generator))
+            print(answer(model, tok, instruction, input, cfg, generator))
         if not cfg.instruction:
             print("\nnext: python sample.py --chat=true")
 

@@ -113,7 +113,8 @@ def find_machine(cfg):
     if cfg.dtype not in dtypes:
         raise ValueError(f"dtype={cfg.dtype} is not one of {', '.join(dtypes)}")
     dtype = dtypes[cfg.dtype]
-    torch.set_float32_matmul_precision("high")      # TF32 where a GPU has it
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")      # TF32
     return Machine(device, dtype, world * peak_flops(device, dtype), rank, world)
 
 
@@ -287,8 +288,7 @@ def fit(model, cfg, machine, batches, evaluate, extra, resumed=None):
         if step >= cfg.max_steps:
             print(f"{cfg.out_dir} is at step {step} already: give more max_steps to go on")
             return
-    flops = cfg.max_steps * machine.world * sum(idx.numel() * model.flops_per_token(idx.size(1))
-                                                for idx, *_ in batches(step))
+    flops = cfg.max_steps * machine.world * sum(model.training_flops(*b) for b in batches(step))
     compiled = worth_compiling(cfg, machine, flops)
     runner = torch.compile(model) if compiled else model
     if machine.world > 1:
@@ -319,6 +319,7 @@ def fit(model, cfg, machine, batches, evaluate, extra, resumed=None):
             step_loss = 0.0
             for i, batch in enumerate(micro):
                 clocked_tokens += (batch[1] != -1).sum().item()
+                clocked_flops += model.training_flops(*batch)
                 batch = [t.to(machine.device, non_blocking=True) for t in batch]
                 waiting = machine.world > 1 and i < len(micro) - 1      # gradients are shared once
                 with runner.no_sync() if waiting else contextlib.nullcontext():
@@ -326,7 +327,6 @@ def fit(model, cfg, machine, batches, evaluate, extra, resumed=None):
                         loss = runner(*batch)[1] / len(micro)
                     loss.backward()
                 step_loss = step_loss + loss.detach()
-                clocked_flops += batch[0].numel() * model.flops_per_token(batch[0].size(1))
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip or math.inf)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

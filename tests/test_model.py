@@ -243,3 +243,12 @@ def test_refusals(tmp_path):
         GPT(SMALL)(tokens(1, 33))
     with pytest.raises(FileNotFoundError, match="no such checkpoint"):
         load_checkpoint(str(tmp_path / "none.pt"))
+
+
+def test_training_flops(gpt):
+    idx, targets = tokens(2, 8), tokens(2, 8)
+    whole = gpt.training_flops(idx, targets)
+    assert whole == 16 * (6 * gpt.num_params() + 12 * 2 * 16 * 8)
+    weights = torch.zeros(2, 8)
+    weights[:, -3:] = 1
+    assert whole - gpt.training_flops(idx, targets, weights) == 6 * 61 * 16 * 10

@@ -179,6 +179,7 @@ def test_gue_tasks(tmp_path):
 @pytest.mark.parametrize("text,message", [
     ("seq,label\nACGT,1\n", "the first line should name the columns sequence,label"),
     ("", "an empty file"),
+    ("sequence,label\n", "no rows"),
     ("sequence,label\nACGT,\n", "line 2: a row without"),
     ("sequence,label\nACGT\n", "line 2: a row without"),
     ("sequence,label\nACGT,1\nMKLV,0\n", "line 3: 'L' is no nucleotide"),
@@ -209,6 +210,7 @@ def test_alpaca(tmp_path, text):
     ('[{"instruction": "a", "output": ""}]', "record 1: no output"),
     ('{"id": "seed", "instruction": "a", "instances": []}', "record 1: no output"),
     ('[1]', "record 1: not an object"),
+    ('[]', "no records"),
     ('[{"instruction": "a", "output": "b", "input": 3}]', "record 1: its input is not text"),
     ('[{"instruction": "a", "output": "b", "choices": ["c"]}]', "'b' is not among its choices"),
 ])

@@ -74,10 +74,11 @@ def test_answers_and_completes(toy, capsys):
 
 def test_chat(toy):
     answer = ask(f"--out_dir={toy}/out", "--chat=true", "--max_new_tokens=3",
-                 text="What is this?\n" + "acgt" * 30 + "\n\n\nACGTACGTAC\n\n" + "word " * 900 + "\n\n")
+                 text="What is this?\n" + "acgt" * 300 + "\n\n\nACGTACGTAC\n\n" + "word " * 900 + "\n\n")
     assert answer.returncode == 0 and answer.stderr == ""
     assert "Begin with an instruction" in answer.stdout
-    assert "only the last 255 are read" in answer.stdout
+    assert "the instruction is longer than the 224 tokens that fit" in answer.stdout
+    assert "was cut at its end" in answer.stdout
 
 
 def test_one_clear_line(toy, tmp_path):
