@@ -223,7 +223,7 @@ def learn_merges(counts, byte_id, vocab_size):
     head, tail, _ = lay_out(pieces, byte_id)
     cells = [1] + [len(p) + 1 for p in pieces[:len(repeated)]]
     weights = np.repeat([1] + repeated + [1], cells + [1])
-    if vocab_size ** 2 * len(head) >= 2 ** 64:
+    if len(head) >= 2 ** 32 or vocab_size ** 2 * len(head) >= 2 ** 64:
         raise ValueError(f"a vocabulary of {vocab_size} on {len(head)} bytes is more than a "
                          "64-bit key can count: train the tokenizer on a smaller sample")
 

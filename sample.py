@@ -26,8 +26,8 @@ from prepare import clean_dna, read_fasta
 # What is asked when nothing is: a promoter of the toy world, from a gene held out of all training.
 EXAMPLE = ("Determine promoter detection of following dna sequence, The result will be one of the "
            "following: Non-promoter, promoter.",
-           "GGAGGGGCGGGGCAAACTGGGGCGGGGCAATCACAGAAGTTAAAACATTTCTGCAAAATGGAGTATATAAGCATTTAGA"
-           "ATTTAACTAAATATCATTCTCTGAAGAAATATTACAATACGT")
+           "GGGGCGGGGCCGTCTTTTCCTCTATCAGATCCACTTTTCAGTAGATTTGGGGCGGGGCAA"
+           "GAAGCTTGGTTTGGACGCCCTATAAAAGGAAATCTCATGACTCAGCATCTAATTCATGGT")
 
 
 @dataclass
