@@ -7,6 +7,14 @@ import prepare
 import train
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_measuring():
+    """The peak of the machine matters to no test, and measuring it takes a second each time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "peak_flops", lambda device, dtype: 1e11)
+        yield
+
+
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory):
     """-> a folder with data/ (a toy world of few genes) and out/ (a model of a few steps)"""
@@ -14,6 +22,8 @@ def toy(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare, "GENES", 150)
         patch.setattr(prepare, "TEST_GENES", 12)
+        prose = prepare.python_prose()[:1000]
+        patch.setattr(prepare, "python_prose", lambda: prose)
         prepare.main([f"--data_dir={folder}/data", "--vocab_size=400", "--val_fraction=0.1"])
     train.main([*SMALL, f"--data_dir={folder}/data", f"--out_dir={folder}/out", "--max_steps=20",
                 "--eval_interval=10", "--log_interval=1"])
