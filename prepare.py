@@ -529,6 +529,7 @@ def python_prose():
 
 def main(argv):
     cfg = config.from_command_line(PrepareConfig, "prepare", argv)
+    Tokenizer.train([], cfg.vocab_size, cfg.split)      # a wrong value is refused now, not later
     part = cfg.data_dir.rstrip("/") + ".part"       # becomes data_dir when all has gone well
     shutil.rmtree(part, ignore_errors=True)
     os.makedirs(part)
@@ -569,7 +570,7 @@ def main(argv):
     given = "" if toy else f" --data_dir={cfg.data_dir}"
     print(f"wrote {cfg.data_dir}; next: python " + (
         f"train.py{given}" if cfg.dna or cfg.english else
-        f"instruct.py --tasks='{cfg.data_dir}/tasks/*.train.json'"))
+        f"instruct.py --tasks='{cfg.data_dir}/tasks/*.json'"))
 
 
 if __name__ == "__main__":
