@@ -13,7 +13,6 @@ Beside what train.py writes, out_dir gets scores.json.
 In shapes: B batch, T time (tokens), V vocabulary.
 """
 import glob
-import json
 import math
 import os
 from collections import Counter
@@ -28,7 +27,7 @@ from tqdm import tqdm
 import config
 from bpe import Tokenizer, encode_prompts
 from model import load_checkpoint
-from prepare import read_alpaca, write_json
+from prepare import read_alpaca
 from train import RunConfig, find_machine, fit, prepare_out_dir, resume_from
 
 
@@ -292,7 +291,8 @@ def main(argv):
     scores = score(model, tok, eval_records, encode_records(eval_records, tok, block_size), cfg,
                    machine)
     if machine.is_main:
-        write_json(os.path.join(cfg.out_dir, "scores.json"), scores | {"eval_tasks": cfg.eval_tasks})
+        config.write_json(os.path.join(cfg.out_dir, "scores.json"),
+                          scores | {"eval_tasks": cfg.eval_tasks})
         print("\n" + table(scores) + "\n")
         print(f"wrote {cfg.out_dir}; next: python sample.py"
               + ("" if cfg.out_dir == "out/toy-instruct" else f" --out_dir={cfg.out_dir}")

@@ -24,7 +24,6 @@ import lzma
 import os
 import re
 import shutil
-import sys
 import zlib
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -253,14 +252,8 @@ def write_bins(cfg, tok, folder):
                              f"larger val_fraction than {cfg.val_fraction}")
     meta = {"dtype": dtype.str, "vocab_size": len(tok), "split": tok.split,
             "tokenizer_sha256": file_sha256(os.path.join(folder, "tokenizer.json")), "bins": bins}
-    write_json(os.path.join(folder, "meta.json"), meta)
+    config.write_json(os.path.join(folder, "meta.json"), meta)
     return meta
-
-
-def write_json(path, value):
-    with open(path, "w", encoding="utf-8") as f:
-        json.dump(value, f, indent=2, ensure_ascii=False)
-        f.write("\n")
 
 
 # ----------------------------------------------------------------------------------------------

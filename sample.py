@@ -12,7 +12,6 @@ An out_dir of train.py or instruct.py is all it needs.
 import math
 import os
 import re
-import sys
 from dataclasses import dataclass
 
 import torch

@@ -402,7 +402,7 @@ def prepare_out_dir(cfg, machine, tokenizer):
     """Make out_dir a whole model's folder: beside the checkpoints the config and the tokenizer."""
     if machine.is_main:
         os.makedirs(cfg.out_dir, exist_ok=True)
-        config.save(cfg, os.path.join(cfg.out_dir, "config.json"))
+        config.write_json(os.path.join(cfg.out_dir, "config.json"), asdict(cfg))
         target = os.path.join(cfg.out_dir, "tokenizer.json")
         shutil.copyfile(tokenizer, f"{target}.tmp")
         os.replace(f"{target}.tmp", target)

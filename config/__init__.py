@@ -21,7 +21,7 @@ import os
 import re
 import sys
 import tomllib
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 
 SECTIONS = ("prepare", "train", "instruct", "sample")
 TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "text",
@@ -113,10 +113,10 @@ def help_text(cls, section):
     return "\n".join(lines)
 
 
-def save(config, path):
-    """Write the resolved config as JSON."""
+def write_json(path, value):
+    """Write a resolved config, or anything else that a script tells of itself, as JSON."""
     with open(path, "w", encoding="utf-8") as f:
-        json.dump(asdict(config), f, indent=2)
+        json.dump(value, f, indent=2, ensure_ascii=False)
         f.write("\n")
 
 

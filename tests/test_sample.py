@@ -1,5 +1,4 @@
 """Asking a model."""
-import json
 import math
 import os
 import subprocess
