@@ -13,14 +13,14 @@ over the edge of a piece. That cut, a regular expression, is where DNA and Engli
 
 Both training and encoding work on the whole text at once, as two numpy arrays with a cell a byte:
 
-    head[i]  the token that starts at byte i, or -1
+    head[i]  the token that starts at byte i, or empty
     tail[i]  the token that ends at byte i   (read only where a token really ends)
 
 so a token's neighbours are found by arithmetic alone: the next one starts at i + length[head[i]],
-the one before is tail[i - 1]. Between two pieces lies one empty cell of -1. To merge a pair is to
-write three cells. For example, "banana", where the merge of "a" and "n" is applied at i=1 and i=3:
+the one before is tail[i - 1]. Between two pieces lies one empty cell. To merge a pair is to write
+three cells. For example, "banana", where the merge of "a" and "n" is applied at i=1 and i=3:
 
-    head   b   a  n  a  n  a        b  an  -1  an  -1  a
+    head   b   a  n  a  n  a        b  an   .  an   .  a
     tail   b   a  n  a  n  a   ->   b   .  an   .  an  a
 """
 import hashlib
@@ -28,8 +28,10 @@ import heapq
 import html
 import json
 import os
+import re
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import regex
@@ -68,6 +70,10 @@ SPLITS = {
 # What the `tokenizers` library cuts by when a file says only ByteLevel(use_regex=True).
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
+# White space and what follows it up to the next. (Of `re`, which reads this twice as fast as `regex`
+# but counts \x1c-\x1f as white space too.)
+WORD = re.compile(r"[^\S\x1c-\x1f]*[\S\x1c-\x1f]+|\s+")
+
 END_OF_TEXT = "<|endoftext|>"
 
 
@@ -87,29 +93,37 @@ def byte_to_unicode():
 BYTE_NAME = byte_to_unicode()
 NAME_BYTE = {name: b for b, name in enumerate(BYTE_NAME)}
 
-POSITION = np.uint32     # of a byte in the training text: half the memory of numpy's own int64
-
 
 # ----------------------------------------------------------------------------------------------
 # The two arrays
 
-def lay_out(pieces, byte_id):
-    """Pieces of bytes -> (head, tail, starts): a cell a byte, an empty cell before, between and
-    behind the pieces, and where each piece starts."""
+BLOCK = 1 << 20                             # cells at a time: what they need stays in the cache
+POOL = ThreadPoolExecutor(os.cpu_count())   # while numpy computes, other threads may run
+
+
+def in_blocks(function, n):
+    """-> [function(start, stop), ...] for each block of n cells, on all cores"""
+    if n <= BLOCK:
+        return [function(0, n)]
+    starts = range(0, n, BLOCK)
+    return list(POOL.map(function, starts, [min(start + BLOCK, n) for start in starts]))
+
+
+def lay_out(pieces, byte_id, empty):
+    """Pieces of bytes -> (text, head, tail, ends): the bytes, with a cell before, between and
+    behind the pieces; the two arrays, where these cells are empty; the empty cell behind each
+    piece."""
     text = np.frombuffer(b"\0" + b"\0".join(pieces) + b"\0", dtype=np.uint8)
-    lengths = np.fromiter(map(len, pieces), dtype=np.int64, count=len(pieces))
-    starts = np.cumsum(lengths + 1) - lengths
-    head = byte_id[text]
-    head[0] = -1
-    head[starts + lengths] = -1
-    return head, head.copy(), starts
+    ends = np.cumsum(np.fromiter(map(len, pieces), dtype=np.int64, count=len(pieces)) + 1)
+    head = np.empty(len(text), dtype=np.min_scalar_type(empty))
 
+    def fill(start, stop):
+        head[start:stop] = byte_id.take(text[start:stop])
 
-def where_still(at, left, right, head, length):
-    """Of the positions where the pair (left, right) once stood, those where it stands now. Tokens
-    only ever grow, so the same token at the same start means that nothing there has changed."""
-    at = at[head[at] == left]
-    return at[head[at + length[left]] == right]
+    in_blocks(fill, len(text))
+    head[0] = head[-1] = empty
+    head[ends] = empty
+    return text, head, head.copy(), ends
 
 
 def without_overlaps(at, step):
@@ -117,95 +131,220 @@ def without_overlaps(at, step):
     the left: in AAAAA the pair AA stands at 0, 1, 2, 3 and is merged at 0 and 2."""
     first_of_run = np.ones(len(at), dtype=bool)
     first_of_run[1:] = np.diff(at) != step
-    index = np.arange(len(at))
-    start_of_run = np.maximum.accumulate(np.where(first_of_run, index, 0))
-    return at[(index - start_of_run) % 2 == 0]
+    return at[place_in_run(first_of_run) % 2 == 0]
 
 
-def merge(at, left, right, new, head, tail, length):
-    """Write token `new` over the pair (left, right) at the sorted positions `at`.
-    -> (at, before, behind): where it now stands, and its neighbours there (-1 for none)"""
-    if left == right:
-        at = without_overlaps(at, length[left])
-    end = at + length[new]
-    head[at] = new
-    head[at + length[left]] = -1
-    tail[end - 1] = new
-    return at, tail[at - 1], head[end]
-
-
-def group(codes, at):
-    """Sort positions by code -> (codes, at, bounds): group g is at[bounds[g]:bounds[g + 1]], its
-    code codes[g]. Both go into one integer, because numpy sorts integers fastest."""
-    if len(at) == 0:
-        return codes, at, np.zeros(1, dtype=np.int64)
-    bits = np.uint64(int(at.max()).bit_length())
-    key = codes.astype(np.uint64) << bits
-    key |= at.astype(np.uint64)
-    key.sort()
-    codes = (key >> bits).astype(np.int64)
-    at = (key & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64)
-    bounds = np.concatenate(([0], np.flatnonzero(np.diff(codes)) + 1, [len(at)]))
-    return codes[bounds[:-1]], at, bounds
+def place_in_run(first_of_run):
+    """[1, 0, 0, 1, 1, 0] -> [0, 1, 2, 0, 0, 1]: counts up from every True"""
+    index = np.arange(len(first_of_run))
+    return index - np.maximum.accumulate(np.where(first_of_run, index, 0))
 
 
 # ----------------------------------------------------------------------------------------------
-# Training
+# Training. Every merge needs the commonest pair, and where it stands. The first few dozen, of
+# pairs that stand everywhere, are found by reading the whole text; the thousands after them by
+# lists of positions. Both count alike, and so the result is the same wherever one stops and the
+# other begins.
 
-class Pairs:
-    """The pairs worth merging: where each stands, and a heap with the commonest on top.
+SCAN_SHARE = 512        # a pair is common if it is a larger part of the text than this, 1/512
 
-    A pair's count only ever falls, because whatever is merged gets new neighbours and so makes new
-    pairs. A stored count is therefore an upper bound, and counting anew only the pair on top finds
-    the true maximum. For the same reason pairs below `floor` need not be kept: when the others are
-    used up, the floor is lowered and the pairs are read off the text again.
+
+class Text:
+    """A training text.
+
+    head, tail: (cells,) the two arrays; empty: their value where no token stands
+    length: (empty + 1,) bytes of each token
+    weights: how often the piece around each cell occurs. The repeated pieces come first; the last
+    entry, 1, is for all the cells behind them.
     """
 
-    def __init__(self, head, length, weights):
-        self.head, self.length = head, length
-        self.weights = weights      # how often the piece of a cell occurs; past the end: once
-        self.read()
+    def __init__(self, counts, byte_id, vocab_size):
+        pieces = sorted(counts, key=counts.get, reverse=True)
+        repeated = [piece for piece in pieces if counts[piece] > 1]
+        self.weights = np.repeat([1] + [counts[p] for p in repeated] + [1],
+                                 [1] + [len(p) + 1 for p in repeated] + [1])
+        self.empty = vocab_size
+        _, self.head, self.tail, _ = lay_out(pieces, byte_id, self.empty)
+        self.length = np.zeros(vocab_size + 1, dtype=np.int64)
+        self.length[byte_id] = 1
+        self.first_new = int(byte_id.max()) + 1
 
     def weigh(self, at):
-        return self.weights[np.minimum(at, len(self.weights) - 1)]
+        return self.weights.take(at, mode="clip")
+
+    def followed_by(self, right, at, left):
+        """Of the positions `at` of a token `left`, those with `right` behind it."""
+        return at.take(np.flatnonzero(self.head.take(at + self.length[left]) == right))
+
+    def scan(self, left, right):
+        """-> the sorted positions of a pair, found by reading the whole text"""
+        def find(start, stop):
+            at = np.flatnonzero(self.head[start:stop] == left) + start
+            return self.followed_by(right, at, left)
+        return np.concatenate(in_blocks(find, len(self.head)))
+
+    def still(self, at, left, right):
+        """Of the positions where a pair once stood, those where it stands now. Tokens only ever
+        grow: the same two tokens at the same place have been there all along."""
+        at = at.take(np.flatnonzero(self.head.take(at) == left))
+        return self.followed_by(right, at, left)
+
+    def merge(self, at, left, right, new):
+        """Write token `new` over the pair (left, right) at the sorted positions `at`.
+        -> (at, before, behind): where it stands now, and its neighbours there"""
+        if left == right:
+            at = without_overlaps(at, self.length[left])
+        self.length[new] = self.length[left] + self.length[right]
+
+        def write(start, stop):
+            where = at[start:stop]
+            self.head[where] = new
+            self.head[where + self.length[left]] = self.empty
+            self.tail[where + (self.length[new] - 1)] = new
+
+        in_blocks(write, len(at))
+        return at, self.tail.take(at - 1), self.head.take(at + self.length[new])
+
+
+def merge_common(text, vocab_size):
+    """The first merges: as long as the commonest pair is a large part of the text.
+
+    All pairs are counted once, in a square table. A merge of `left` and `right` then changes only
+    the counts around it: where x stood before it, there is one (x, left) less and one (x, new)
+    more, and the same behind it.  -> merges, a list of (left, right, new)
+    """
+    first = text.first_new
+    size = min(vocab_size, first + 256)                 # rows and columns; `first` is for "empty"
+
+    def count(start, stop):
+        ids = np.minimum(text.head[start:stop + 1], first).astype(np.int64)
+        codes = ids[:-1] * (first + 1) + ids[1:]
+        weights = text.weigh(np.arange(start, start + len(codes)))
+        return np.bincount(codes, weights, minlength=(first + 1) ** 2).astype(np.int64)
+
+    table = np.zeros((size, size), dtype=np.int64)
+    table[:first, :first] = sum(in_blocks(count, len(text.head))) \
+        .reshape(first + 1, first + 1)[:first, :first]
+
+    merges = []
+    for new in range(first, size):
+        left, right = divmod(int(table.argmax()), size)  # the first of equals: the smaller ids
+        if table[left, right] <= len(text.head) // SCAN_SHARE:
+            break
+        merges.append((left, right, new))
+        at, before, behind = text.merge(text.scan(left, right), left, right, new)
+        weights = text.weigh(at)
+        before = np.bincount(before, weights, minlength=size)[:size].astype(np.int64)
+        behind = np.bincount(behind, weights, minlength=size)[:size].astype(np.int64)
+        table[:, new] += before
+        table[new, :] += behind
+        # Where the neighbour is the new token too, a (right, left) went, seen from both sides.
+        table[new, new] = before[new]
+        before[right] += before[new]
+        before[new] = behind[new] = 0
+        table[:, left] -= before
+        table[right, :] -= behind
+        table[left, right] = 0
+    return merges
+
+
+class Pairs:
+    """The pairs worth merging: their counts, where they stand, and a heap with the commonest on top.
+
+    A pair's count only ever falls, because whatever is merged gets new neighbours and so makes new
+    pairs. For the same reason pairs below `floor` need not be kept: when the others are used up,
+    the floor is lowered and the pairs are read off the text again. A pair is known by its code,
+    left * base + right; a position too goes into the same 64 bits, as numpy sorts integers fastest.
+    """
+
+    def __init__(self, text):
+        self.text = text
+        self.base = np.uint64(len(text.length))
+        self.bits = np.uint64(len(text.head).bit_length())
+        self.read()
+
+    def keys(self, left, right, at):
+        """-> (n,) the code of each pair and, in the low bits, its position"""
+        return (left * self.base + right) << self.bits | at.view(np.uint64)
+
+    def group(self, keys):
+        """Sort the keys by pair -> (codes, counts, starts, ends, at): pair g is codes[g] and stands
+        at at[starts[g]:ends[g]]"""
+        keys.sort()
+        at = np.empty(len(keys), dtype=np.uint32)
+
+        def bounds(start, stop):
+            at[start:stop] = keys[start:stop] & ((np.uint64(1) << self.bits) - np.uint64(1))
+            codes = keys[start:stop + 1] >> self.bits
+            return np.flatnonzero(codes[1:] != codes[:-1]) + (start + 1)
+
+        starts = np.concatenate([[0], *in_blocks(bounds, len(keys))])
+        ends = np.append(starts[1:], len(keys))
+        counts = np.add.reduceat(self.text.weigh(at), starts)
+        return keys.take(starts) >> self.bits, counts, starts, ends, at
 
     def read(self):
         """Find all pairs in the text and keep those near to the commonest."""
-        self.at, self.heap = {}, []     # {(left, right): positions}, [(-count, (left, right))]
-        at = np.flatnonzero(self.head >= 0)
-        left = self.head[at]
-        right = self.head[at + self.length[left]]
-        has_right = right >= 0
-        self.add(left[has_right], right[has_right], at[has_right], lower_floor=True)
+        text = self.text
+        self.count, self.places, self.heap, self.floor = {}, {}, [], 1
 
-    def add(self, left, right, at, lower_floor=False):
-        """Keep the pairs (left[i], right[i]) at at[i], if they are common enough."""
-        base = len(self.length)
-        codes, at, bounds = group(left.astype(np.int64) * base + right, at)
-        counts = np.add.reduceat(self.weigh(at), bounds[:-1]) if len(at) else np.zeros(1, int)
-        if lower_floor:
-            self.floor = max(1, int(counts.max()) // 32)
-        for g in np.flatnonzero(counts >= self.floor):
-            pair = divmod(int(codes[g]), base)
-            self.at[pair] = at[bounds[g]:bounds[g + 1]].astype(POSITION)
-            heapq.heappush(self.heap, (-int(counts[g]), pair))
+        def find(start, stop):
+            at = np.flatnonzero(text.head[start:stop] != text.empty) + start
+            left = text.head.take(at)
+            right = text.head.take(at + text.length.take(left))
+            pair = np.flatnonzero(right != text.empty)
+            return self.keys(left.take(pair), right.take(pair), at.take(pair))
+
+        keys = np.concatenate(in_blocks(find, len(text.head)))
+        if len(keys):
+            groups = self.group(keys)
+            self.floor = max(1, int(groups[1].max()) // 16)
+            self.keep(*groups)
+
+    def keep(self, codes, counts, starts, ends, at):
+        """Remember the pairs that are common enough."""
+        for g in np.flatnonzero(counts >= self.floor).tolist():
+            code, count = int(codes[g]), int(counts[g])
+            self.count[code], self.places[code] = count, at[starts[g]:ends[g]]
+            heapq.heappush(self.heap, (-count, code))
 
     def pop(self):
-        """-> ((left, right), positions) of the commonest pair, ties to the smaller pair of ids;
-        None when the text has no pair left."""
+        """-> ((left, right), sorted positions) of the commonest pair, ties to the smaller pair of
+        ids; None when the text has no pair left"""
         while self.heap or self.floor > 1:
             if not self.heap:
                 self.read()
                 continue
-            bound, pair = heapq.heappop(self.heap)
-            at = where_still(self.at.pop(pair), *pair, self.head, self.length)
-            count = int(self.weigh(at).sum())
-            if count == -bound:
-                return pair, at
+            once, code = heapq.heappop(self.heap)
+            count, places = self.count.pop(code), self.places.pop(code)
+            if count == -once:
+                left, right = divmod(code, int(self.base))
+                return (left, right), self.text.still(places.astype(np.int64), left, right)
             if count >= self.floor:
-                self.at[pair] = at
-                heapq.heappush(self.heap, (-count, pair))
+                self.count[code], self.places[code] = count, places
+                heapq.heappush(self.heap, (-count, code))
         return None
+
+    def merged(self, left, right, new, at, before, behind):
+        """Count what the merge has changed: as in the table, a pair with `new` in it takes the
+        place of one with `left` or `right`."""
+        # Twice the new token in a row is one pair, not two: it is taken from the one on the left.
+        has_left = np.flatnonzero((before != self.text.empty) & (before != new))
+        has_right = np.flatnonzero(behind != self.text.empty)
+        before, behind = before.take(has_left), behind.take(has_right)
+        keys = np.concatenate((
+            self.keys(before, np.uint64(new), at.take(has_left) - self.text.length.take(before)),
+            self.keys(np.uint64(new), behind, at.take(has_right))))
+        if len(keys) == 0:
+            return
+        codes, counts, *places = self.group(keys)
+        first, second = np.divmod(codes, self.base)
+        gone = np.where(first == new, right, first) * self.base + \
+            np.where(second == new, left, second)
+        for code, count in zip(gone.tolist(), counts.tolist()):
+            if code in self.count:
+                self.count[code] -= count
+        self.keep(codes, counts, *places)
 
 
 def learn_merges(counts, byte_id, vocab_size):
@@ -218,40 +357,68 @@ def learn_merges(counts, byte_id, vocab_size):
     text has become one token, nothing was ever merged across its edges; what happened inside it was
     the work of its own bytes alone, and the same wherever these bytes became one token.
     """
-    pieces = sorted(counts, key=counts.get, reverse=True)       # the repeated ones first
-    repeated = [counts[p] for p in pieces if counts[p] > 1]
-    head, tail, _ = lay_out(pieces, byte_id)
-    cells = [1] + [len(p) + 1 for p in pieces[:len(repeated)]]
-    weights = np.repeat([1] + repeated + [1], cells + [1])
-    if len(head) >= 2 ** 32 or vocab_size ** 2 * len(head) >= 2 ** 64:
-        raise ValueError(f"a vocabulary of {vocab_size} on {len(head)} bytes is more than a "
+    text = Text(counts, byte_id, vocab_size)
+    if len(text.head) >= 2 ** 32 or (vocab_size + 1) ** 2 * len(text.head) >= 2 ** 63:
+        raise ValueError(f"a vocabulary of {vocab_size} on {len(text.head)} bytes is more than a "
                          "64-bit key can count: train the tokenizer on a smaller sample")
-
-    length = np.zeros(vocab_size, dtype=np.int64)               # bytes of each token
-    length[byte_id] = 1
-
-    merges = []
-    pairs = Pairs(head, length, weights)
-    for new in tqdm(range(int(byte_id.max()) + 1, vocab_size), desc="learning merges",
+    merges = merge_common(text, vocab_size)
+    pairs = Pairs(text)
+    for new in tqdm(range(text.first_new + len(merges), vocab_size), desc="learning merges",
                     unit=" merges", disable=None):
         best = pairs.pop()
         if best is None:
             break
         (left, right), at = best
         merges.append((left, right, new))
-        length[new] = length[left] + length[right]
-        at, before, behind = merge(at, left, right, new, head, tail, length)
-        # Twice the new token in a row is one pair, not two: leave it to the one on the left.
-        has_left, has_right = (before >= 0) & (before != new), behind >= 0
-        before, behind = before[has_left], behind[has_right]
-        pairs.add(np.concatenate((before, np.full(len(behind), new))),
-                  np.concatenate((np.full(len(before), new), behind)),
-                  np.concatenate((at[has_left] - length[before], at[has_right])))
+        pairs.merged(left, right, new, *text.merge(at, left, right, new))
     return merges
 
 
 # ----------------------------------------------------------------------------------------------
 # The tokenizer
+
+class RankTable:
+    """A hash table from pairs to ranks that answers for many pairs at once.
+
+    codes: (n,) left * base + right of each merge, in their order. A code goes to the slot that its
+    hash names, or to the next free one behind it; seven of eight slots stay free.
+    """
+
+    def __init__(self, codes):
+        self.shift = np.uint64(64 - (8 * len(codes) + 1).bit_length())
+        size = 1 << (64 - int(self.shift))
+        self.code = np.full(size + len(codes) + 1, -1, dtype=np.int64)      # by slot; -1: free
+        self.rank = np.full(len(self.code), len(codes), dtype=np.int32)
+        waiting, slot = np.arange(len(codes)), self.slot(codes)
+        while len(waiting):
+            free = self.code[slot] == -1
+            self.code[slot[free]] = codes[waiting[free]]        # of two for one slot the last stays
+            placed = self.code[slot] == codes[waiting]
+            self.rank[slot[placed]] = waiting[placed]
+            waiting, slot = waiting[~placed], slot[~placed] + 1
+
+    def slot(self, codes):
+        # Fibonacci hashing (Knuth): the top bits of a product with 2**64 / the golden ratio
+        return (codes.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> self.shift).view(np.int64)
+
+    def find(self, codes):
+        """-> (n,) the rank of each pair; where there is none, the number of merges"""
+        slot = self.slot(codes)
+        found = self.code.take(slot)
+        ranks = self.rank.take(slot)
+        wrong = np.flatnonzero(found != codes)
+        ranks[wrong] = self.rank[-1]
+        wrong = wrong.take(np.flatnonzero(found.take(wrong) != -1))
+        slot, codes = slot.take(wrong), codes.take(wrong)
+        while len(wrong):                       # another pair's slot: look in the next one
+            slot += 1
+            found = self.code.take(slot)
+            right = np.flatnonzero(found == codes)
+            ranks[wrong.take(right)] = self.rank.take(slot.take(right))
+            on = np.flatnonzero((found != codes) & (found != -1))
+            wrong, slot, codes = wrong.take(on), slot.take(on), codes.take(on)
+        return ranks
+
 
 class Tokenizer:
     """Ids, merges and a split pattern. The ids: <|endoftext|>, the bytes, one for each merge."""
@@ -286,10 +453,13 @@ class Tokenizer:
                              "make 257")
         vocab = {END_OF_TEXT: 0} | {name: i for i, name in enumerate(sorted(BYTE_NAME), start=1)}
         tok = cls(vocab, [], SPLITS[split])
-        counts = Counter()
+        words, counts = Counter(), Counter()
         for doc in docs:
-            counts.update(tok.cut(doc))
-        counts = {piece.encode("utf-8", "surrogatepass"): n for piece, n in counts.items()}
+            words.update(tok.words(doc))
+        while words:
+            word, n = words.popitem()
+            for piece in tok.cut(word):
+                counts[piece.encode("utf-8", "surrogatepass")] += n
         merges = learn_merges(counts, tok.byte_id, vocab_size) if counts else []
         name = {i: token for token, i in vocab.items()}
         for left, right, new in merges:
@@ -303,91 +473,137 @@ class Tokenizer:
         """-> the pieces of `text`, a list of str; together they are the text again"""
         return self._cut.findall(text) if self._cut else [text] if text else []
 
+    def words(self, text):
+        """-> `text` cut before every white space that follows something else. No piece reaches over
+        such a place, so a word is cut into the same pieces wherever it stands: every different word
+        is cut, and encoded, only once. Known of our own patterns; a strange one gets the whole text.
+        """
+        known = self.pattern in (*SPLITS.values(), GPT2_PATTERN) and self.pattern is not None
+        return WORD.findall(text) if known else [text] if text else []
+
     def _prepare_encoding(self):
-        """Tables that answer: which merge, if any, joins these two neighbours?"""
-        self.byte_id = np.full(256, -1, dtype=np.int32)
+        """Tables that answer: which merge, if any, joins two neighbours, and when is its turn?"""
+        self.byte_id = np.full(256, -1, dtype=np.int64)
         for token, i in self.vocab.items():
             if len(token) == 1:
                 self.byte_id[NAME_BYTE[token]] = i
         self.unknown = bytes(np.flatnonzero(self.byte_id < 0).tolist())
-        self.length = np.zeros(len(self) + 1, dtype=np.int64)
+        self.empty = len(self)
+        self.length = np.ones(self.empty + 1, dtype=np.int64)       # an empty cell is 1 long too
         for i, text in self.bytes_of.items():
             self.length[i] = len(text)
 
-        # The rank of a merge is its place in the order. Of two bytes: a square table. With a longer
-        # token: two lists by token, of its partners on the left and on the right.
-        self.rank_of_bytes = np.full((self.byte_id.max() + 1,) * 2, -1, dtype=np.int64)
-        lefts, rights = defaultdict(dict), defaultdict(dict)
-        for rank, (left, right, new) in enumerate(self.merges):
-            if self.length[left] == self.length[right] == 1:
-                self.rank_of_bytes[left, right] = rank
-            lefts[right][left] = rank
-            rights[left][right] = rank
-        table = lambda partners: {token: (np.array(list(d)), np.array(list(d.values())))
-                                  for token, d in partners.items()}
-        self.left_partners, self.right_partners = table(lefts), table(rights)
-        self._scratch = np.full(len(self) + 1, -1, dtype=np.int64)     # by id; [-1] stays -1
+        # The rank of a merge is its place in the order; "no merge" ranks behind all of them.
+        merges = np.array(self.merges, dtype=np.int64).reshape(-1, 3)
+        self.never = len(merges)
+        self.made_by = np.append(merges[:, 2], self.empty)              # rank -> new token
+        self.ranks = RankTable(merges[:, 0] * len(self.length) + merges[:, 1])
+        first, second = np.divmod(np.arange(65536), 256)
+        self.rank_of_bytes = self.ranks.find(
+            self.byte_id[first] * len(self.length) + self.byte_id[second])
 
-    def _ranks(self, partners, neighbours):
-        """partners: (ids, ranks) of the merges that one token takes part in on one side;
-        neighbours: (n,) the ids that stand there -> (n,) the rank of the merge with each, or -1"""
-        if partners is None:
-            return np.full(len(neighbours), -1)
-        ids, ranks = partners
-        self._scratch[ids] = ranks
-        found = self._scratch[neighbours]
-        self._scratch[ids] = -1
-        return found
+        # A generation is a stretch of merges none of which needs what another of them makes.
+        made, generation = set(), 0
+        self.generation = np.zeros(len(merges) + 1, dtype=np.int64)     # by rank
+        for rank, (left, right, new) in enumerate(self.merges):
+            if left in made or right in made:
+                generation += 1
+                made.clear()
+            made.add(new)
+            self.generation[rank] = generation
+        self.generation[-1] = self.n_generations = generation + 1
+        self.generation = self.generation.astype(np.min_scalar_type(self.n_generations))
 
     def _encode_pieces(self, pieces):
         """Replay the merges, in the order they were learnt, over all pieces at once.
-        pieces: list of bytes -> (ids of all pieces in a row, (n + 1,) the bounds of each piece)"""
+        pieces: list of bytes -> (ids of all pieces in a row, (n + 1,) the bounds of each piece)
+
+        A merge a step would be 50,000 steps. But where none of a generation's merges needs what
+        another makes, the order matters only between neighbours that want the same token: there
+        the lower rank wins. So a generation is done at once, and there are but a few dozen.
+        """
         if self.unknown:        # bytes without a token, in a vocabulary that is not ours: dropped
             pieces = [p.translate(None, delete=self.unknown) for p in pieces]
-        head, tail, starts = lay_out(pieces, self.byte_id)
+        text, head, tail, ends = lay_out(pieces, self.byte_id, self.empty)
+        # rank[i]: of the merge of the token at i and the one behind it; turn[i]: its generation
+        rank = np.full(len(text), self.never, dtype=np.int32)
+        rank[1:-1] = self.rank_of_bytes.take(text[1:-1].astype(np.uint16) << 8 | text[2:])
+        rank[ends] = rank[ends - 1] = self.never
+        turn = self.generation.take(rank)
 
-        waiting, ranks_waiting = defaultdict(list), []      # {rank: [positions, ...]}, a heap
+        for generation in range(self.n_generations):
+            at = np.flatnonzero(turn == generation)
+            at = at.take(np.flatnonzero(self.generation.take(rank.take(at)) == generation))
+            merged = []
+            while len(at):
+                mine = rank.take(at)
+                before = at - self.length.take(tail.take(at - 1))
+                behind = at + self.length.take(head.take(at))
+                rank_before, rank_behind = rank.take(before), rank.take(behind)
+                wins = (mine < rank_before) & (mine < rank_behind)
+                twins = rank_before == mine     # a token that repeats, such as AAAAA: of a run of
+                if twins.any():                 # equal pairs every other one is merged
+                    place = place_in_run(~twins)
+                    run_wins = (mine < rank_before).take(np.arange(len(at)) - place)
+                    wins = run_wins & (mine <= rank_behind) & (place % 2 == 0)
+                winners = np.flatnonzero(wins)
+                here, behind = at.take(winners), behind.take(winners)
+                new = self.made_by.take(mine.take(winners))
+                head[here], head[behind] = new, self.empty
+                tail[here + self.length.take(new) - 1] = new
+                rank[before.take(winners)] = rank[here] = rank[behind] = self.never
+                merged.append(here)
+                at = at.take(np.flatnonzero(~wins))
+                at = at.take(np.flatnonzero(rank.take(at) < self.never))    # still a pair
+            if not merged:
+                continue
+            # The pairs that the new tokens make with their neighbours. All rank higher, since no
+            # merge comes before those that make its two tokens.
+            at = np.concatenate(merged)
+            new = head.take(at).astype(np.int64)
+            before, behind = tail.take(at - 1).astype(np.int64), head.take(at + self.length.take(new))
+            for place, codes in ((at - self.length.take(before), before * len(self.length) + new),
+                                 (at, new * len(self.length) + behind)):
+                found = self.ranks.find(codes)
+                pairs = np.flatnonzero(found < self.never)
+                place, found = place.take(pairs), found.take(pairs)
+                rank[place], turn[place] = found, self.generation.take(found)
 
-        def wait(ranks, at):
-            found = ranks >= 0
-            ranks, at, bounds = group(ranks[found], at[found])
-            for g, rank in enumerate(ranks.tolist()):
-                if rank not in waiting:
-                    heapq.heappush(ranks_waiting, rank)
-                waiting[rank].append(at[bounds[g]:bounds[g + 1]])
+        at = np.flatnonzero(head != self.empty)
+        return head.take(at), np.searchsorted(at, np.append(0, ends))
 
-        at = np.flatnonzero((head[:-1] >= 0) & (head[1:] >= 0))
-        wait(self.rank_of_bytes[head[at], head[at + 1]], at)
-        while ranks_waiting:
-            rank = heapq.heappop(ranks_waiting)
-            left, right, new = self.merges[rank]
-            at = np.concatenate(waiting.pop(rank))
-            at = where_still(at, left, right, head, self.length)
-            at.sort()
-            at, before, behind = merge(at, left, right, new, head, tail, self.length)
-            # Twice the new token in a row is one pair, not two: leave it to the one on the left.
-            before[before == new] = -1
-            wait(np.concatenate((self._ranks(self.left_partners.get(new), before),
-                                 self._ranks(self.right_partners.get(new), behind))),
-                 np.concatenate((at - self.length[before], at)))
-
-        at = np.flatnonzero(head >= 0)
-        return head[at], np.append(np.searchsorted(at, starts), len(at))
+    def _encode_words(self, words):
+        """-> (ids of all words in a row, (n + 1,) the bounds of each word)"""
+        cuts = [self.cut(word) for word in words]
+        ids, bounds = self._encode_pieces([piece.encode("utf-8", "surrogatepass")
+                                           for pieces in cuts for piece in pieces])
+        return ids, bounds[np.cumsum([0] + [len(pieces) for pieces in cuts])]
 
     def encode_batch(self, texts):
-        """texts: list of str -> list of int32 arrays of ids, one for each text. Much faster than
-        text by text: equal pieces are encoded once, and all the different ones together."""
-        place, sequence, ends = {}, [], []      # a piece's number; the texts as numbers; text ends
+        """texts: list of str -> list of arrays of ids, one for each text. Much faster than text by
+        text: equal words are encoded once, and the different ones in large batches, on all cores.
+        """
+        number, sequence, stops = {}, [], []    # of each word; the texts as numbers; where they end
         for text in texts:
-            sequence += [place.setdefault(piece, len(place)) for piece in self.cut(text)]
-            ends.append(len(sequence))
-        ids, bounds = self._encode_pieces([p.encode("utf-8", "surrogatepass") for p in place])
-        # Put each text together: token k of piece p is ids[bounds[p] + k].
+            sequence += [number.setdefault(word, len(number)) for word in self.words(text)]
+            stops.append(len(sequence))
+        batches, room = [[]], BLOCK
+        for word in number:
+            if len(word) > room and batches[-1]:
+                batches.append([])
+                room = BLOCK
+            batches[-1].append(word)
+            room -= len(word)
+        parts = list(POOL.map(self._encode_words, batches))
+        ids = np.concatenate([ids for ids, _ in parts])
+        # Put each text together: token k of word w is ids[first[w] + k].
+        n_tokens = np.concatenate([np.diff(bounds) for _, bounds in parts])
+        first = np.cumsum(n_tokens) - n_tokens
         sequence = np.array(sequence, dtype=np.int64)
-        n_tokens = np.diff(bounds)[sequence]
-        token_ends = np.concatenate(([0], np.cumsum(n_tokens)))
-        source = np.repeat(bounds[sequence] - token_ends[:-1], n_tokens) + np.arange(token_ends[-1])
-        return np.split(ids[source], token_ends[ends[:-1]]) if texts else []
+        n_tokens = n_tokens.take(sequence)
+        ends = np.append(0, np.cumsum(n_tokens))
+        source = np.repeat(first.take(sequence) - ends[:-1], n_tokens) + np.arange(ends[-1])
+        return np.split(ids.take(source), ends.take(stops[:-1])) if texts else []
 
     def encode(self, text):
         """-> list of ids. Never a special token: text that spells <|endoftext|> is only text."""
@@ -453,8 +669,11 @@ class Tokenizer:
             specials = tuple(t["content"] for t in file["added_tokens"])
             vocab |= {t["content"]: t["id"] for t in file["added_tokens"]}
             pattern = pattern_of(file["pre_tokenizer"])
-            if len({new for _, _, new in merges}) < len(merges):
+            made = {new: rank for rank, (_, _, new) in enumerate(merges)}
+            if len(made) < len(merges):
                 raise ValueError("two of its merges make the same token")
+            if any(made.get(part, -1) > made[new] for *parts, new in merges for part in parts):
+                raise ValueError("a merge comes before the merge that makes one of its parts")
             return cls(vocab, merges, pattern, specials)
         except (ValueError, KeyError, TypeError) as e:
             raise ValueError(f"{path}: not a byte-level BPE tokenizer.json "
