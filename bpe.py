@@ -30,8 +30,9 @@ import json
 import os
 import re
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 
 import numpy as np
 import regex
@@ -102,7 +103,8 @@ POOL = ThreadPoolExecutor(os.cpu_count())   # while numpy computes, other thread
 
 
 def in_blocks(function, n):
-    """-> [function(start, stop), ...] for each block of n cells, on all cores"""
+    """-> [function(start, stop), ...] for each block of n cells, on all cores. Not to be called from
+    within a function that runs in the pool itself: it would wait for its own place."""
     if n <= BLOCK:
         return [function(0, n)]
     starts = range(0, n, BLOCK)
@@ -116,11 +118,8 @@ def lay_out(pieces, byte_id, empty):
     text = np.frombuffer(b"\0" + b"\0".join(pieces) + b"\0", dtype=np.uint8)
     ends = np.cumsum(np.fromiter(map(len, pieces), dtype=np.int64, count=len(pieces)) + 1)
     head = np.empty(len(text), dtype=np.min_scalar_type(empty))
-
-    def fill(start, stop):
-        head[start:stop] = byte_id.take(text[start:stop])
-
-    in_blocks(fill, len(text))
+    for start in range(0, len(text), BLOCK):
+        head[start:start + BLOCK] = byte_id.take(text[start:start + BLOCK])
     head[0] = head[-1] = empty
     head[ends] = empty
     return text, head, head.copy(), ends
@@ -583,9 +582,10 @@ class Tokenizer:
         """texts: list of str -> list of arrays of ids, one for each text. Much faster than text by
         text: equal words are encoded once, and the different ones in large batches, on all cores.
         """
-        number, sequence, stops = {}, [], []    # of each word; the texts as numbers; where they end
+        number = defaultdict(count().__next__)      # of each word: counted up as they come
+        sequence, stops = [], []                    # the texts as numbers, and where each ends
         for text in texts:
-            sequence += [number.setdefault(word, len(number)) for word in self.words(text)]
+            sequence.extend(map(number.__getitem__, self.words(text)))
             stops.append(len(sequence))
         batches, room = [[]], BLOCK
         for word in number:
@@ -603,7 +603,8 @@ class Tokenizer:
         n_tokens = n_tokens.take(sequence)
         ends = np.append(0, np.cumsum(n_tokens))
         source = np.repeat(first.take(sequence) - ends[:-1], n_tokens) + np.arange(ends[-1])
-        return np.split(ids.take(source), ends.take(stops[:-1])) if texts else []
+        ids, stops = ids.take(source), ends.take(stops).tolist()
+        return [ids[start:stop] for start, stop in zip([0] + stops, stops)]
 
     def encode(self, text):
         """-> list of ids. Never a special token: text that spells <|endoftext|> is only text."""
