@@ -6,6 +6,8 @@ A byte-level BPE tokenizer for DNA and English: train, encode, decode, save, loa
     tok.decode(ids)                        # -> the same text
 
     python bpe.py show data/toy/tokenizer.json "The TATA box: GGCTATAAAAGGGC"
+    python bpe.py report data/toy/tokenizer.json
+    python bpe.py bench genome.fa.gz books.txt --vocab_size=32000
 
 BPE starts from the 256 bytes and again and again joins the commonest pair of neighbours into one
 new token. What may be a neighbour is decided before, by cutting text into pieces: no pair reaches
@@ -23,13 +25,19 @@ three cells. For example, "banana", where the merge of "a" and "n" is applied at
     head   b   a  n  a  n  a        b  an   .  an   .  a
     tail   b   a  n  a  n  a   ->   b   .  an   .  an  a
 """
+import argparse
+import gzip
 import hashlib
 import heapq
-import html
+import importlib.util
 import json
+import lzma
+import multiprocessing
 import os
 import re
+import statistics
 import sys
+import time
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
@@ -739,68 +747,213 @@ def encode_prompts(tok, asked, rooms):
 
 
 # ----------------------------------------------------------------------------------------------
-# Showing tokens
+# In plain sight: show, report, bench
+
+MODALITIES = ("dna", "english", "both", "other")
+
+
+def spell(token):
+    """-> the bytes of a token as text; a byte of a character that was cut in two as \\xc3"""
+    return token.decode("utf-8", "backslashreplace")
+
+
+def modality_of(token):
+    """What a token is by its bytes alone, as in a vocabulary: "dna" if it is A, C, G, T and nothing
+    else, "both" if a run of DNA is only a part of it, "other" without any letter."""
+    if regex.fullmatch(b"[ACGT]+", token):
+        return "dna"
+    if regex.search(RUN.encode(), token):
+        return "both"
+    return "english" if regex.search(rb"[A-Za-z\x80-\xff]", token) else "other"
+
 
 def modalities(tok, text):
-    """-> (id, bytes, modality) of each token of `text`; the modality is "dna" inside a run of DNA,
-    "english" outside, "both" for a token that lies across the border (only without a split)"""
+    """-> (id, modality) of each token of `text`. Here it counts where a token stands: "dna" is what
+    lies in a run of DNA, "both" what lies across its edge (which takes a vocabulary without a
+    split); CAT in prose is English."""
     inside = bytearray(len(text.encode()))
     for run in regex.finditer(RUN + "[ACGT]*", text):
         start = len(text[:run.start()].encode())
         inside[start:start + len(run[0])] = b"\1" * len(run[0])
-    shown, place = [], 0
+    tokens, place = [], 0
     for i in tok.encode(text):
-        part = tok.bytes_of[i]
-        cover = set(inside[place:place + len(part)])
-        shown.append((i, part, "both" if len(cover) > 1 else "dna" if cover == {1} else "english"))
-        place += len(part)
-    return shown
+        token = tok.bytes_of[i]
+        cover = set(inside[place:place + len(token)])
+        place += len(token)
+        kind = "both" if len(cover) > 1 else "dna" if cover == {1} else modality_of(token)
+        tokens.append((i, "english" if kind == "dna" and cover == {0} else kind))
+    return tokens
 
 
-def show(tok, text):
-    """-> the text with its tokens in colours for a terminal, DNA green, English blue, both red, two
-    shades in turn; and a line of counts"""
-    shades = {"dna": (22, 28), "english": (18, 25), "both": (88, 124)}
-    tokens = modalities(tok, text)
-    shown = "".join(f"\x1b[97;48;5;{shades[kind][n % 2]}m{part.decode('utf-8', 'replace')}\x1b[0m"
-                    for n, (_, part, kind) in enumerate(tokens))
-    return shown + "\n" + "; ".join(summary(tokens))
-
-
-def summary(tokens):
-    """-> a phrase for each modality: how many tokens, and how long they are"""
-    units = {"dna": "bases", "english": "bytes", "both": "bytes"}
-    for kind, unit in units.items():
-        sizes = [len(part) for _, part, k in tokens if k == kind]
+def shares(tok, tokens):
+    """-> (modality, number of tokens, a phrase about them) for each modality there is"""
+    for kind in MODALITIES:
+        sizes = [len(tok.bytes_of[i]) for i, k in tokens if k == kind]
         if sizes:
-            yield f"{kind}: {len(sizes)} tokens, {sum(sizes) / len(sizes):.2f} {unit} a token"
+            unit = "bases" if kind == "dna" else "bytes"
+            yield kind, len(sizes), (f"{len(sizes):,} tokens ({len(sizes) / len(tokens):.0%}), "
+                                     f"{sum(sizes) / len(sizes):.2f} {unit} a token")
 
 
-def show_html(tok, text):
-    """-> a page that works from disk: the tokens in colours, each with its id and bytes on pointing"""
-    tokens = modalities(tok, text)
-    spans = "".join(f'<span class="{kind}" title="id {i}: {len(part)} bytes, {part.hex(" ")}">'
-                    f"{html.escape(part.decode('utf-8', 'replace'))}</span>"
-                    for i, part, kind in tokens)
+def show(tok, tokens):
+    """-> the text for a terminal, with its tokens in two shades of a colour: DNA green, English
+    blue, both red, other grey; and a line about each modality"""
+    shades = {"dna": (22, 28), "english": (18, 25), "both": (88, 124), "other": (238, 242)}
+    colour = "\x1b[97;48;5;{}m{}\x1b[0m"
+    text = "".join(colour.format(shades[kind][n % 2], spell(tok.bytes_of[i]))
+                   for n, (i, kind) in enumerate(tokens))
+    return "\n".join([text, ""] + [colour.format(shades[kind][1], f" {kind:8}") + " " + phrase
+                                   for kind, _, phrase in shares(tok, tokens)])
+
+
+def show_html(tok, tokens):
+    """-> a page that works from disk, in which every token tells what it is made of"""
+    made_of = {new: (rank, (left, right)) for rank, (left, right, new) in enumerate(tok.merges)}
+    vocab, waiting = {}, [i for i, _ in tokens]
+    while waiting:
+        i = waiting.pop()
+        if i not in vocab:
+            rank, parts = made_of.get(i, (None, ()))
+            vocab[i] = {"text": spell(tok.bytes_of[i]), "bytes": tok.bytes_of[i].hex(" "),
+                        "rank": rank, "parts": parts or None}
+            waiting += parts
+    data = {"about": f"{len(tokens):,} tokens from a vocabulary of {len(tok):,} ids, split "
+                     f"“{tok.split}”. Point at a token, or use the arrow keys.",
+            "merges": len(tok.merges), "shares": list(shares(tok, tokens)), "tokens": tokens,
+            "vocab": vocab}
     template = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets", "tokens.html")
     with open(template, encoding="utf-8") as f:
-        return f.read().replace("SUMMARY", html.escape("; ".join(summary(tokens)))) \
-            .replace("TOKENS", spans)
+        return f.read().replace("DATA", json.dumps(data, ensure_ascii=False).replace("<", r"\u003c"))
+
+
+def report(tok):
+    """-> lines about the vocabulary: how it is shared out, how long the tokens are, how many of them
+    both modalities can use, and how many can never come out"""
+    tokens = {i: token for i, token in tok.bytes_of.items() if i != tok.eot}
+    kinds = {i: modality_of(token) for i, token in tokens.items()}
+    yield f"{len(tok):,} ids: {len(tok.merges):,} merges, split {tok.split}\n"
+    yield f"{'modality':10}{'ids':>8}{'share':>8}{'mean length':>13}  longest"
+    for kind in MODALITIES:
+        mine = sorted((t for i, t in tokens.items() if kinds[i] == kind), key=len, reverse=True)
+        if mine:
+            longest = repr(spell(mine[0]))
+            yield (f"{kind:10}{len(mine):8,}{len(mine) / len(tok):8.1%}"
+                   f"{sum(map(len, mine)) / len(mine):13.2f}  {len(mine[0])}: {longest:.60}")
+    dna = Counter(len(token) for i, token in tokens.items() if kinds[i] == "dna")
+    yield "\nDNA tokens by length: " + ", ".join(f"{n}: {dna[n]:,}" for n in range(1, 13)) + \
+          f", longer: {sum(dna[n] for n in dna if n > 12):,}"
+    yield (f"English can use {sum(dna[n] for n in range(8)):,} of these too, shorter than a run of "
+           "DNA: A, C, G, T, and what CAT is made of")
+    texts = {i: token.decode("utf-8", "replace") for i, token in tokens.items()}
+    lost = sum(ids.tolist() != [i] and texts[i].encode() == tokens[i]
+               for i, ids in zip(texts, tok.encode_batch(list(texts.values()))))
+    yield f"never used: {lost:,} tokens ({lost / len(tok):.1%}), whose own text encodes to others"
+
+
+def read_documents(path, mb):
+    """-> the first `mb` megabytes of a file, plain, .gz or .xz, as documents: of FASTA the records,
+    in capitals, of other text the paragraphs"""
+    opener = gzip.open if path.endswith(".gz") else lzma.open if path.endswith(".xz") else open
+    with opener(path, "rt", encoding="utf-8") as f:
+        text = f.read(int(mb * 1e6))
+    if text.startswith(">"):
+        return ["".join(record.split("\n")[1:]).upper() for record in text.split("\n>")]
+    return text.split("\n\n")
+
+
+def library_trainer(docs, vocab_size, split):
+    """-> the tokenizer that the `tokenizers` library learns with our split and our ids"""
+    import tokenizers               # to compare with; nothing else here needs it
+    pre = tokenizers.pre_tokenizers
+    byte_level = pre.ByteLevel(add_prefix_space=False, use_regex=False)
+    tok = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tok.pre_tokenizer = pre.Sequence([pre.Split(tokenizers.Regex(SPLITS[split]), "isolated"),
+                                      byte_level]) if SPLITS[split] else byte_level
+    tok.train_from_iterator(docs, tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size, initial_alphabet=pre.ByteLevel.alphabet(), show_progress=False,
+        special_tokens=[END_OF_TEXT]))
+    return tok
+
+
+def measure(which, files, vocab_size, split, mb):
+    """Train and encode once, in a process of its own
+    -> (seconds to train, GB at peak, MB/s to encode, fingerprint of the merges and ids)"""
+    import resource
+    docs = [doc for path in files for doc in read_documents(path, mb)]
+    start = time.perf_counter()
+    tok = (Tokenizer.train if which == "ours" else library_trainer)(docs, vocab_size, split)
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    sample = docs[::max(1, round(sum(map(len, docs)) / 20e6))]
+    size = sum(len(doc.encode()) for doc in sample)
+    start = time.perf_counter()
+    if which == "ours":
+        ids, file = tok.encode_batch(sample), tok.to_json()
+    else:
+        ids, file = tok.encode_batch_fast(sample), json.loads(tok.to_str())
+    rate = size / 1e6 / (time.perf_counter() - start)
+    digest = hashlib.sha256(json.dumps([file["model"]["vocab"], file["model"]["merges"]]).encode())
+    for one in ids:
+        digest.update(np.array(one if which == "ours" else one.ids, dtype=np.uint32).tobytes())
+    return seconds, peak / 1e9, rate, digest.hexdigest()
+
+
+def bench(files, vocab_size, split, mb, rounds):
+    """Ours, and the `tokenizers` library where it is installed, in turns -> lines of a table"""
+    names = ["ours"] + ["tokenizers"] * (importlib.util.find_spec("tokenizers") is not None)
+    runs = {name: [] for name in names}
+    for _ in range(rounds):
+        for name in names:
+            with multiprocessing.get_context("spawn").Pool(1) as process:
+                runs[name].append(process.apply(measure, (name, files, vocab_size, split, mb)))
+    median = {name: [statistics.median(column) for column in list(zip(*runs[name]))[:3]]
+              for name in names}
+    yield f"vocabulary {vocab_size:,}, split {split}, {os.cpu_count()} cores, medians of {rounds}"
+    yield f"{'':12}{'train s':>10}{'peak GB':>10}{'encode MB/s':>13}"
+    for name, (seconds, peak, rate) in median.items():
+        yield f"{name:12}{seconds:10.1f}{peak:10.2f}{rate:13.2f}"
+    if len(names) > 1:
+        ours, theirs = median.values()
+        yield (f"{'ratio':12}{theirs[0] / ours[0]:9.1f}x{ours[1] / theirs[1]:10.2f}"
+               f"{ours[2] / theirs[2]:12.1f}x")
+        same = len({run[3] for name in names for run in runs[name]}) == 1
+        yield f"merges and ids: {'the same' if same else 'NOT the same'}"
 
 
 def main(argv):
-    """python bpe.py show TOKENIZER TEXT... [--html=FILE]"""
-    page = [a.removeprefix("--html=") for a in argv if a.startswith("--html=")]
-    words = [a for a in argv if not a.startswith("--")]
-    if len(words) < 3 or words[0] != "show" or len(words) + len(page) < len(argv):
-        sys.exit(f"usage: {main.__doc__}")
+    parser = argparse.ArgumentParser(prog="python bpe.py")
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("show", help="a text with its tokens in colours")
+    command.add_argument("tokenizer", help="a tokenizer.json")
+    command.add_argument("text", nargs="+", help="text, or a file of it")
+    command.add_argument("--html", metavar="FILE", help="write a page too")
+    command = commands.add_parser("report", help="what is in a vocabulary")
+    command.add_argument("tokenizer", help="a tokenizer.json")
+    command = commands.add_parser("bench", help="time training and encoding, beside `tokenizers`")
+    command.add_argument("files", nargs="+", help="FASTA or text, plain, .gz or .xz")
+    command.add_argument("--vocab_size", type=int, default=32_000)
+    command.add_argument("--split", choices=SPLITS, default="mixed")
+    command.add_argument("--mb", type=float, default=50, help="megabytes of each file")
+    command.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args(argv)
     try:
-        tok, text = Tokenizer.load(words[1]), " ".join(words[2:])
-        print(show(tok, text))
-        for path in page:
-            with open(path, "w", encoding="utf-8") as f:
-                f.write(show_html(tok, text))
-            print(f"wrote {path}; next: open it in a browser")
+        if args.command == "bench":
+            lines = bench(args.files, args.vocab_size, args.split, args.mb, args.rounds)
+        elif args.command == "report":
+            lines = report(Tokenizer.load(args.tokenizer))
+        else:
+            tok, text = Tokenizer.load(args.tokenizer), " ".join(args.text)
+            if os.path.exists(text):
+                with open(text, encoding="utf-8") as f:
+                    text = f.read()
+            tokens = modalities(tok, text)
+            lines = [show(tok, tokens)]
+            if args.html:
+                with open(args.html, "w", encoding="utf-8") as f:
+                    f.write(show_html(tok, tokens))
+                lines.append(f"wrote {args.html}; next: open it in a browser")
+        for line in lines:
+            print(line)
     except (OSError, ValueError) as e:
         sys.exit(f"error: {e}")
 
