@@ -2,11 +2,14 @@
 import json
 import os
 import random
+import re
 from collections import Counter
+from functools import cache
 
 import pytest
 
-from bpe import BYTE_NAME, SPLITS, Tokenizer, alpaca_prompt
+import bpe
+from bpe import BYTE_NAME, GPT2_PATTERN, SPLITS, Tokenizer, alpaca_prompt
 
 PAPER = os.path.join(os.path.dirname(__file__), "../../shared/data/paper/dna_eng_bpe_dict.json")
 
@@ -60,13 +63,31 @@ def corpora():
     yield "copies", ["ACGTTGCAACGT", "the end"] * 20 + ["GATTACAGATTACA"]
 
 
-@pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("name,docs", corpora())
-def test_equals_naive(name, docs, split):
+CORPORA = dict(corpora())
+
+
+@cache
+def by_hand(name, split):
+    """-> (merges, [(text, ids), ...]) of the naive trainer and encoder"""
+    docs = CORPORA[name]
     tok = Tokenizer.train(docs, 340, split)
-    assert tok.merges == naive_merges(docs, 340, split)
-    other = ["".join(docs)[::-1], *docs]
-    assert [ids.tolist() for ids in tok.encode_batch(other)] == [naive_encode(tok, t) for t in other]
+    return naive_merges(docs, 340, split), [(text, naive_encode(tok, text))
+                                            for text in ["".join(docs)[::-1], *docs]]
+
+
+# Pairs are found by scanning as long as they are common, and by lists from there on; both in blocks.
+@pytest.mark.parametrize("scan_share,block", [(bpe.SCAN_SHARE, bpe.BLOCK), (1, 50), (20, 7),
+                                              (10 ** 9, 64)])
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("name", CORPORA)
+def test_equals_naive(name, split, scan_share, block, monkeypatch):
+    monkeypatch.setattr(bpe, "SCAN_SHARE", scan_share)
+    monkeypatch.setattr(bpe, "BLOCK", block)
+    merges, encoded = by_hand(name, split)
+    tok = Tokenizer.train(CORPORA[name], 340, split)
+    assert tok.merges == merges
+    assert [ids.tolist() for ids in tok.encode_batch([text for text, _ in encoded])] == \
+        [ids for _, ids in encoded]
 
 
 def test_long_run_of_one_letter():
@@ -74,6 +95,35 @@ def test_long_run_of_one_letter():
     tok = Tokenizer.train(docs, 270)
     assert tok.merges == naive_merges(docs, 270, "mixed")
     assert tok.encode(docs[0]) == naive_encode(tok, docs[0])
+
+
+def test_many_floors():
+    """A corpus whose pairs are found in several readings, with ever lower floors."""
+    rng = random.Random(2)
+    docs = ["".join(rng.choices("ACGT", [8, 4, 2, 1], k=3000))]
+    assert Tokenizer.train(docs, 600).merges == naive_merges(docs, 600, "mixed")
+
+
+def test_neighbours_that_want_the_same_token():
+    """Within a generation the lower rank wins, however long the chain of those that wait."""
+    docs = ["ab"] * 9 + ["bc"] * 8 + ["cd"] * 7 + ["de"] * 6 + ["ee"] * 5 + ["ef"] * 4
+    tok = Tokenizer.train(docs, 263)
+    assert tok.n_generations == 1 and len(tok.merges) == 6
+    for text in ("abcdef", "bcdeeef", "eeeef", "deeee", "abcdeeeeefedcba", "e" * 101 + "f"):
+        assert tok.encode(text) == naive_encode(tok, text)
+
+
+def test_generations_need_nothing_of_their_own(tok):
+    made = {new: int(tok.generation[rank]) for rank, (_, _, new) in enumerate(tok.merges)}
+    for rank, (left, right, _) in enumerate(tok.merges):
+        assert max(made.get(left, -1), made.get(right, -1)) < tok.generation[rank]
+    assert 1 < tok.n_generations < len(tok.merges) / 3
+
+
+def test_a_long_run_is_cut_nowhere(tok, monkeypatch):
+    run = "".join(random.Random(3).choices("ACGT", k=5000))
+    monkeypatch.setattr(bpe, "BLOCK", 512)
+    assert tok.encode(run) == naive_encode(tok, run)
 
 
 def prose_and_dna():
@@ -105,6 +155,17 @@ def test_batch_is_one_by_one(tok):
     texts = ODD + prose_and_dna()
     assert [ids.tolist() for ids in tok.encode_batch(texts)] == [tok.encode(t) for t in texts]
     assert tok.encode_batch([]) == []
+
+
+@pytest.mark.parametrize("pattern", [*SPLITS.values(), GPT2_PATTERN, r"\S+\s*|\s+"])
+def test_words_are_cut_as_the_text_is(pattern):
+    tok = Tokenizer(Tokenizer.train([], 257).vocab, [], pattern)
+    rng = random.Random(4)
+    parts = [" ", "  ", "\n", "\t", "\x1c", "\x85", "\u3000", "a", "I'll", "CAT", "ACGTACGTAC", "12", "!", "é"]
+    for text in ODD + ["".join(rng.choices(parts, k=30)) for _ in range(300)]:
+        words = tok.words(text)
+        assert "".join(words) == text
+        assert [piece for word in words for piece in tok.cut(word)] == tok.cut(text)
 
 
 @pytest.mark.parametrize("split", ["mixed", "mixed6", "mixed1"])
@@ -184,9 +245,84 @@ def test_refusals(tmp_path, tok):
     path.write_text(path.read_text(encoding="utf-8")[:1000], encoding="utf-8")
     with pytest.raises(ValueError, match="tokenizer.json: not a byte-level BPE"):
         Tokenizer.load(path)
+    file = tok.to_json()
+    file["model"]["merges"].reverse()
+    path.write_text(json.dumps(file), encoding="utf-8")
+    with pytest.raises(ValueError, match="before the merge that makes one of its parts"):
+        Tokenizer.load(path)
     path.write_text('{"model": {}}')
     with pytest.raises(ValueError, match="not a byte-level BPE"):
         Tokenizer.load(path)
+
+
+# -- in plain sight
+
+TEXT = "The TATA box </script> of CAT: GGGCTATAAAAGGGC, é 12."
+
+
+def test_modalities(tok):
+    tokens = bpe.modalities(tok, TEXT)
+    assert b"".join(tok.bytes_of[i] for i, _ in tokens).decode() == TEXT
+    kinds = {kind: "".join(bpe.spell(tok.bytes_of[i]) for i, k in tokens if k == kind)
+             for _, kind in tokens}
+    assert kinds["dna"] == "GGGCTATAAAAGGGC" and "both" not in kinds
+    assert "TATA" in kinds["english"] and "CAT" in kinds["english"]
+    assert set(kinds["other"]) <= set(" :,.<>/12")
+
+    none = Tokenizer.train(["see ACGTACGTACGT."] * 9, 290, "none")
+    assert [k for _, k in bpe.modalities(none, "see ACGTACGTACGT.")] == ["both"]
+
+
+def test_page(tok, tmp_path, capsys):
+    """All that the page needs is in it: every token's parts, down to the bytes"""
+    tok.save(tmp_path / "tokenizer.json")
+    page = tmp_path / "tokens.html"
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    bpe.main(["show", str(tmp_path / "tokenizer.json"), str(tmp_path / "text.txt"),
+              f"--html={page}"])
+    assert f"wrote {page}" in capsys.readouterr().out
+    html = page.read_text(encoding="utf-8")
+    assert "http" not in html and html.count("</script>") == 2
+    data = json.loads(re.search(r'id="data">(.*)</script>', html)[1])
+    assert [i for i, _ in data["tokens"]] == tok.encode(TEXT)
+    for i, token in data["vocab"].items():
+        assert bytes.fromhex(token["bytes"]) == tok.bytes_of[int(i)]
+        if token["parts"]:
+            assert tok.merges[token["rank"]] == (*token["parts"], int(i))
+            assert all(str(part) in data["vocab"] for part in token["parts"])
+        else:
+            assert len(tok.bytes_of[int(i)]) == 1
+    assert sum(share[1] for share in data["shares"]) == len(data["tokens"])
+
+
+def test_report(tok):
+    lines = list(bpe.report(tok))
+    ids = {line.split()[0]: int(line.split()[1].replace(",", "")) for line in lines
+           if line.split() and line.split()[0] in bpe.MODALITIES}
+    assert sum(ids.values()) == len(tok) - 1 and ids["dna"] > 20 and "both" not in ids
+    assert "never used: 0 tokens (0.0%)" in lines[-1]
+    wrong = Tokenizer(tok.vocab, tok.merges, GPT2_PATTERN)      # split as it was not trained
+    assert "never used: 0" in list(bpe.report(wrong))[-1]
+    none = Tokenizer.train(prose_and_dna(), 600, "none")
+    wrong = Tokenizer(none.vocab, none.merges, GPT2_PATTERN)
+    assert int(list(bpe.report(wrong))[-1].split()[2]) > 100
+
+
+def test_bench(tmp_path, capsys):
+    (tmp_path / "a.fa").write_text(">one\nacgtacgtta\nACGT\n>two\nGGGGGGGGCA\n")
+    assert bpe.read_documents(str(tmp_path / "a.fa"), 1) == ["ACGTACGTTAACGT", "GGGGGGGGCA"]
+    bpe.main(["bench", str(tmp_path / "a.fa"), "--vocab_size=270", "--rounds=1"])
+    out = capsys.readouterr().out
+    assert "vocabulary 270, split mixed" in out and "\nours " in out
+    assert ("merges and ids: the same" in out) == ("\ntokenizers " in out)
+
+
+@pytest.mark.parametrize("argv", [["show", "no.json", "text"], ["report", "no.json"],
+                                  ["bench", "no.fa", "--rounds=1"]])
+def test_missing_file_is_one_line(argv):
+    with pytest.raises(SystemExit, match="^error: .*No such file.*no\\.(json|fa)") as e:
+        bpe.main(argv)
+    assert "\n" not in str(e.value)
 
 
 # -- the `tokenizers` library, where it is installed
@@ -195,14 +331,7 @@ def test_refusals(tmp_path, tok):
 def test_equals_the_library(tmp_path, split):
     tokenizers = pytest.importorskip("tokenizers")
     docs = prose_and_dna() + [t for t in ODD if "\ud800" not in t]
-    theirs = tokenizers.Tokenizer(tokenizers.models.BPE())
-    pre = tokenizers.pre_tokenizers
-    byte_level = pre.ByteLevel(add_prefix_space=False, use_regex=False)
-    cut = pre.Split(tokenizers.Regex(SPLITS[split] or "x"), "isolated")
-    theirs.pre_tokenizer = pre.Sequence([cut, byte_level]) if SPLITS[split] else byte_level
-    theirs.train_from_iterator(docs, tokenizers.trainers.BpeTrainer(
-        vocab_size=700, initial_alphabet=pre.ByteLevel.alphabet(), show_progress=False,
-        special_tokens=["<|endoftext|>"]))
+    theirs = bpe.library_trainer(docs, 700, split)
     ours = Tokenizer.train(docs, 700, split)
     model = json.loads(theirs.to_str())["model"]
     assert (model["vocab"], model["merges"]) == (ours.vocab, ours.to_json()["model"]["merges"])
