@@ -49,8 +49,9 @@ class PrepareConfig:
     seed: int = 1337                # of the tokenizer's sample and of the toy world
 
 
-BLOCK = 100_000     # bases or characters: the longest document, and the most of a line read at once
 SEGMENT = 20_000    # bases or characters held out in one stretch
+BLOCK = 16_000      # the longest document, and the most of a line read at once: below SEGMENT, so that
+                    # no document steps over a stretch that is to be held out
 SHORTEST = 8        # bases: what is shorter is no DNA to the tokenizer
 
 
@@ -97,7 +98,7 @@ def read_fasta(path, seen=None):
     """Stream a FASTA file -> (record name, stretch of A, C, G, T), ...
 
     Lower case is read as upper. A sequence is split wherever there is an N or another ambiguous
-    letter, for what stands on the two sides is not neighbouring; and into blocks of 100,000 bases.
+    letter, for what stands on the two sides is not neighbouring; and into blocks of 16,000 bases.
     seen: a Counter that is told of the records and bases read and of what was dropped
     """
     seen = Counter() if seen is None else seen

@@ -104,6 +104,17 @@ def test_hold_out_is_in_stretches(tmp_path):
     assert sum(a != b for a, b in zip(held_out, held_out[1:])) == 4
 
 
+@pytest.mark.parametrize("width", [60, 10 ** 9])
+def test_long_records_are_held_out_too(tmp_path, width):
+    """A chromosome is one record: its held-out share is right all the same."""
+    dna = random_dna(1000) * 3000
+    path = write(tmp_path / "x.fa", ">chr\n" + "\n".join(
+        dna[i:i + width] for i in range(0, len(dna), width)) + "\n")
+    docs = list(documents(PrepareConfig(dna=[path], val_fraction=0.02)))
+    held_out = sum(len(text) for _, h, text in docs if h)
+    assert 0.01 < held_out / len(dna) < 0.03
+
+
 def test_draw():
     docs = [str(i) * 10 for i in range(1000)]
     sample = draw(iter(docs), 2000, np.random.default_rng(0))
