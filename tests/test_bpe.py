@@ -1,4 +1,5 @@
 """The tokenizer: against a naive one, against the `tokenizers` library, and against its promises."""
+import doctest
 import json
 import os
 import random
@@ -352,3 +353,10 @@ def test_the_papers_tokenizer():
     assert tok.decode(tok.encode("The cell ACGTACGTGG")) == "The cell ACGTACGTGG"
     tokenizers = pytest.importorskip("tokenizers")
     assert tok.encode(text) == tokenizers.Tokenizer.from_file(PAPER).encode(text).ids
+
+
+def test_the_lesson():
+    """Every line of bpe.md prints what it says it prints."""
+    path = os.path.join(os.path.dirname(bpe.__file__), "bpe.md")
+    failed, tried = doctest.testfile(path, module_relative=False)
+    assert tried > 10 and failed == 0
