@@ -39,8 +39,8 @@ import statistics
 import sys
 import time
 from collections import Counter, defaultdict
-from concurrent.futures import ThreadPoolExecutor
-from itertools import count
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from itertools import count, groupby
 
 import numpy as np
 import regex
@@ -322,7 +322,7 @@ class Pairs:
             if not self.heap:
                 self.read()
                 continue
-            once, code = heapq.heappop(self.heap)
+            once, code = heapq.heappop(self.heap)       # what its count was when it was put there
             count, places = self.count.pop(code), self.places.pop(code)
             if count == -once:
                 left, right = divmod(code, int(self.base))
@@ -333,8 +333,8 @@ class Pairs:
         return None
 
     def merged(self, left, right, new, at, before, behind):
-        """Count what the merge has changed: as in the table, a pair with `new` in it takes the
-        place of one with `left` or `right`."""
+        """Count what a merge has changed. As in the table of `merge_common`, each pair with `new` in
+        it takes the place of one with `left` or `right`."""
         # Twice the new token in a row is one pair, not two: it is taken from the one on the left.
         has_left = np.flatnonzero((before != self.text.empty) & (before != new))
         has_right = np.flatnonzero(behind != self.text.empty)
@@ -854,11 +854,18 @@ def read_documents(path, mb):
     """-> the first `mb` megabytes of a file, plain, .gz or .xz, as documents: of FASTA the records,
     in capitals, of other text the paragraphs"""
     opener = gzip.open if path.endswith(".gz") else lzma.open if path.endswith(".xz") else open
+    docs, size, fasta = [], 0, False
     with opener(path, "rt", encoding="utf-8") as f:
-        text = f.read(int(mb * 1e6))
-    if text.startswith(">"):
-        return ["".join(record.split("\n")[1:]).upper() for record in text.split("\n>")]
-    return text.split("\n\n")
+        for between, lines in groupby(f, lambda line: line[0] == ">" or not line.strip()):
+            if between:
+                fasta = fasta or next(lines)[0] == ">"
+            elif size < mb * 1e6:
+                doc = "".join(lines)
+                docs.append("".join(doc.split()).upper() if fasta else doc)
+                size += len(docs[-1])
+            else:
+                break
+    return docs
 
 
 def library_trainer(docs, vocab_size, split):
@@ -904,8 +911,9 @@ def bench(files, vocab_size, split, mb, rounds):
     runs = {name: [] for name in names}
     for _ in range(rounds):
         for name in names:
-            with multiprocessing.get_context("spawn").Pool(1) as process:
-                runs[name].append(process.apply(measure, (name, files, vocab_size, split, mb)))
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                runs[name].append(process.submit(measure, name, files, vocab_size, split,
+                                                 mb).result())
     median = {name: [statistics.median(column) for column in list(zip(*runs[name]))[:3]]
               for name in names}
     yield f"vocabulary {vocab_size:,}, split {split}, {os.cpu_count()} cores, medians of {rounds}"
