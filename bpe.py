@@ -40,7 +40,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from itertools import count, groupby
+from itertools import chain, count, groupby
 
 import numpy as np
 import regex
@@ -854,17 +854,16 @@ def read_documents(path, mb):
     """-> the first `mb` megabytes of a file, plain, .gz or .xz, as documents: of FASTA the records,
     in capitals, of other text the paragraphs"""
     opener = gzip.open if path.endswith(".gz") else lzma.open if path.endswith(".xz") else open
-    docs, size, fasta = [], 0, False
+    docs, size = [], 0
     with opener(path, "rt", encoding="utf-8") as f:
-        for between, lines in groupby(f, lambda line: line[0] == ">" or not line.strip()):
-            if between:
-                fasta = fasta or next(lines)[0] == ">"
-            elif size < mb * 1e6:
+        first = f.readline()
+        fasta = first.startswith(">")
+        for between, lines in groupby(chain([first], f), lambda line: line.startswith(">")
+                                      if fasta else not line.strip()):
+            if not between and size < mb * 1e6:
                 doc = "".join(lines)
                 docs.append("".join(doc.split()).upper() if fasta else doc)
                 size += len(docs[-1])
-            else:
-                break
     return docs
 
 

@@ -312,6 +312,9 @@ def test_report(tok):
 def test_bench(tmp_path, capsys):
     (tmp_path / "a.fa").write_text(">one\nacgtacgtta\nACGT\n>two\nGGGGGGGGCA\n")
     assert bpe.read_documents(str(tmp_path / "a.fa"), 1) == ["ACGTACGTTAACGT", "GGGGGGGGCA"]
+    (tmp_path / "b.txt").write_text("One\ntwo.\n\n> quoted\n\n\nThree.")
+    assert bpe.read_documents(str(tmp_path / "b.txt"), 1) == ["One\ntwo.\n", "> quoted\n", "Three."]
+    assert bpe.read_documents(str(tmp_path / "b.txt"), 1e-6) == ["One\ntwo.\n"]
     bpe.main(["bench", str(tmp_path / "a.fa"), "--vocab_size=270", "--rounds=1"])
     out = capsys.readouterr().out
     assert "vocabulary 270, split mixed" in out and "\nours " in out
