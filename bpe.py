@@ -440,6 +440,7 @@ class Tokenizer:
                          else bytes(NAME_BYTE[c] for c in token) for token, i in vocab.items()}
         self.split = next((name for name, p in SPLITS.items() if p == pattern), "custom")
         self._cut = regex.compile(pattern) if pattern else None
+        self._words_known = self.split in ("mixed", "mixed6", "mixed1") or pattern == GPT2_PATTERN
         self._prepare_encoding()
 
     def __len__(self):
@@ -485,8 +486,7 @@ class Tokenizer:
         such a place, so a word is cut into the same pieces wherever it stands: every different word
         is cut, and encoded, only once. Known of our own patterns; a strange one gets the whole text.
         """
-        known = self.pattern in (*SPLITS.values(), GPT2_PATTERN) and self.pattern is not None
-        return WORD.findall(text) if known else [text] if text else []
+        return WORD.findall(text) if self._words_known else [text] if text else []
 
     def _prepare_encoding(self):
         """Tables that answer: which merge, if any, joins two neighbours, and when is its turn?"""
