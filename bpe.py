@@ -179,22 +179,21 @@ class Text:
     def weigh(self, at):
         return self.weights.take(at, mode="clip")
 
-    def followed_by(self, right, at, left):
-        """Of the positions `at` of a token `left`, those with `right` behind it."""
-        return at.take(np.flatnonzero(self.head.take(at + self.length[left]) == right))
-
     def scan(self, left, right):
         """-> the sorted positions of a pair, found by reading the whole text"""
+        step = int(self.length[left])
+
         def find(start, stop):
-            at = np.flatnonzero(self.head[start:stop] == left) + start
-            return self.followed_by(right, at, left)
-        return np.concatenate(in_blocks(find, len(self.head)))
+            first, second = self.head[start:stop], self.head[start + step:stop + step]
+            return np.flatnonzero((first == left) & (second == right)) + start
+
+        return np.concatenate(in_blocks(find, len(self.head) - step))
 
     def still(self, at, left, right):
         """Of the positions where a pair once stood, those where it stands now. Tokens only ever
         grow: the same two tokens at the same place have been there all along."""
         at = at.take(np.flatnonzero(self.head.take(at) == left))
-        return self.followed_by(right, at, left)
+        return at.take(np.flatnonzero(self.head.take(at + self.length[left]) == right))
 
     def merge(self, at, left, right, new):
         """Write token `new` over the pair (left, right) at the sorted positions `at`.
