@@ -949,14 +949,15 @@ def main(argv):
             lines = report(Tokenizer.load(args.tokenizer))
         else:
             tok, text = Tokenizer.load(args.tokenizer), " ".join(args.text)
-            if os.path.exists(text):
+            if os.path.isfile(text):
                 with open(text, encoding="utf-8") as f:
                     text = f.read()
             tokens = modalities(tok, text)
             lines = [show(tok, tokens)]
             if args.html:
+                page = show_html(tok, tokens)
                 with open(args.html, "w", encoding="utf-8") as f:
-                    f.write(show_html(tok, tokens))
+                    f.write(page)
                 lines.append(f"wrote {args.html}; next: open it in a browser")
         for line in lines:
             print(line)

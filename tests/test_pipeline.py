@@ -1,6 +1,7 @@
 """The whole way, as a user walks it: each script as a command, on files of the user's own."""
 import json
 import os
+import re
 import random
 import subprocess
 import sys
@@ -119,10 +120,14 @@ def test_show(toy, tmp_path):
     page = tmp_path / "page.html"
     text = "The TATA box: GGCTATAAAAGGGC <b>"
     done = command("bpe.py", "show", f"{toy}/data/tokenizer.json", text, f"--html={page}", cwd=tmp_path)
-    assert done.returncode == 0 and "dna: " in done.stdout and "english: " in done.stdout
+    assert done.returncode == 0 and "bases a token" in done.stdout
+    assert f"wrote {page}" in done.stdout and "GGCTATAAAAGGGC" in re.sub("\x1b.*?m", "", done.stdout)
     html = page.read_text(encoding="utf-8")
-    assert 'class="dna"' in html and "&lt;" in html and "<b>" not in html and "http" not in html
-    assert command("bpe.py", "show", cwd=tmp_path).returncode == 1
+    assert '"dna"]' in html and "<b>" not in html and "http" not in html
+    usage = command("bpe.py", "show", cwd=tmp_path)
+    assert usage.returncode == 2 and usage.stderr.startswith("usage: ")
+    report = command("bpe.py", "report", f"{toy}/data/tokenizer.json", cwd=tmp_path)
+    assert report.returncode == 0 and "never used: 0 tokens" in report.stdout
 
 
 def test_toy_reaches_its_accuracy():
