@@ -1,8 +1,8 @@
 """The whole way, as a user walks it: each script as a command, on files of the user's own."""
 import json
 import os
-import re
 import random
+import re
 import subprocess
 import sys
 
