@@ -30,6 +30,7 @@ import gzip
 import hashlib
 import heapq
 import importlib.util
+import itertools
 import json
 import lzma
 import multiprocessing
@@ -40,7 +41,6 @@ import sys
 import time
 from collections import Counter, defaultdict
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from itertools import chain, count, groupby
 
 import numpy as np
 import regex
@@ -589,7 +589,7 @@ class Tokenizer:
         """texts: list of str -> list of arrays of ids, one for each text. Much faster than text by
         text: equal words are encoded once, and the different ones in large batches, on all cores.
         """
-        number = defaultdict(count().__next__)      # of each word: counted up as they come
+        number = defaultdict(itertools.count().__next__)    # of each word: counted up as they come
         sequence, stops = [], []                    # the texts as numbers, and where each ends
         for text in texts:
             sequence.extend(map(number.__getitem__, self.words(text)))
@@ -770,17 +770,17 @@ def modalities(tok, text):
     """-> (id, modality) of each token of `text`. Here it counts where a token stands: "dna" is what
     lies in a run of DNA, "both" what lies across its edge (which takes a vocabulary without a
     split); CAT in prose is English."""
-    inside = bytearray(len(text.encode()))
-    for run in regex.finditer(RUN + "[ACGT]*", text):
-        start = len(text[:run.start()].encode())
-        inside[start:start + len(run[0])] = b"\1" * len(run[0])
+    data = text.encode()
+    inside = bytearray(len(data))
+    for run in regex.finditer(RUN.encode() + b"[ACGT]*", data):
+        inside[run.start():run.end()] = b"\1" * len(run[0])
     tokens, place = [], 0
     for i in tok.encode(text):
         token = tok.bytes_of[i]
         cover = set(inside[place:place + len(token)])
         place += len(token)
-        kind = "both" if len(cover) > 1 else "dna" if cover == {1} else modality_of(token)
-        tokens.append((i, "english" if kind == "dna" and cover == {0} else kind))
+        tokens.append((i, "both" if len(cover) > 1 else "dna" if cover == {1} else
+                       "other" if modality_of(token) == "other" else "english"))
     return tokens
 
 
@@ -857,9 +857,11 @@ def read_documents(path, mb):
     with opener(path, "rt", encoding="utf-8") as f:
         first = f.readline()
         fasta = first.startswith(">")
-        for between, lines in groupby(chain([first], f), lambda line: line.startswith(">")
-                                      if fasta else not line.strip()):
-            if not between and size < mb * 1e6:
+        for between, lines in itertools.groupby(itertools.chain([first], f), lambda line: (
+                line.startswith(">") if fasta else not line.strip())):
+            if size >= mb * 1e6:
+                break
+            if not between:
                 doc = "".join(lines)
                 docs.append("".join(doc.split()).upper() if fasta else doc)
                 size += len(docs[-1])
