@@ -296,7 +296,7 @@ def main(argv):
         print("\n" + table(scores) + "\n")
         print(f"wrote {cfg.out_dir}; next: python sample.py"
               + ("" if cfg.out_dir == "out/toy-instruct" else f" --out_dir={cfg.out_dir}")
-              + ", with --chat=true to talk to it")
+              + ", with --chat to talk to it")
     if machine.world > 1:
         dist.destroy_process_group()
 

@@ -11,6 +11,7 @@ tied to the token embedding. Parameters have the names of the published GPT-2.
 
 In shapes: B batch, T time (tokens), C channels (n_embd), H heads, D head size (C / H), V vocabulary.
 """
+import contextlib
 import json
 import math
 import os
@@ -73,14 +74,28 @@ class CausalSelfAttention(nn.Module):
         # (B, T, 3C) -> three of (B, H, T, D)
         q, k, v = (part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)
                    for part in self.c_attn(x).split(C, dim=2))
-        if cache is None:
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True,
-                                               dropout_p=self.dropout if self.training else 0.0)
-        else:
+        dropout = self.dropout if self.training else 0.0
+        if cache is not None:
             k, v, seen = cache.update(self.layer, k, v, position)
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        elif q.device.type == "cpu" and q.dtype == torch.bfloat16:
+            # Attention written out. The fused kernel of a CPU leaves its bfloat16 units idle, and
+            # takes about twice as long (three times where the context is short).
+            future = torch.full((T, T), -math.inf, device=q.device, dtype=q.dtype).triu(1)
+            scores = q / math.sqrt(q.size(-1)) @ k.transpose(-2, -1) + future       # (B, H, T, T)
+            y = F.dropout(F.softmax(scores, dim=-1), dropout) @ v
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
         y = y.transpose(1, 2).reshape(B, T, C)      # the heads side by side again
         return F.dropout(self.c_proj(y), self.dropout, self.training)
+
+
+def gelu(x):
+    """GELU by its tanh formula (Hendrycks & Gimpel, 2016). Since 1 + tanh(u) = 2 sigmoid(2u), it can
+    be said by the sigmoid, which the compiler makes twice as fast on a CPU: 4% of a training step."""
+    if torch.compiler.is_compiling():
+        return x * torch.sigmoid(math.sqrt(8 / math.pi) * (x + 0.044715 * x ** 3))
+    return F.gelu(x, approximate="tanh")
 
 
 class MLP(nn.Module):
@@ -92,7 +107,7 @@ class MLP(nn.Module):
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
 
     def forward(self, x):
-        x = F.gelu(self.c_fc(x), approximate="tanh")
+        x = gelu(self.c_fc(x))
         return F.dropout(self.c_proj(x), self.dropout, self.training)
 
 
@@ -367,10 +382,22 @@ def write_safetensors(path, tensors):
 
 def save_checkpoint(path, model, **more):
     """Write the model, its config and `more` (tensors, numbers, strings, dicts and lists of them)
-    under `path`, at once or not at all: a run that is killed meanwhile leaves the older file."""
+    under `path`, at once or not at all: where the run is killed meanwhile, or the disk is full, the
+    older file stays as it was. OSError where it cannot be written"""
     state = {"model": model.state_dict(), "model_config": asdict(model.config), **more}
-    torch.save(state, f"{path}.tmp")
-    os.replace(f"{path}.tmp", path)
+    try:
+        with open(f"{path}.tmp", "wb") as f:
+            torch.save(state, f)
+            f.flush()
+            os.fsync(f.fileno())        # on the disk itself, before the older file gives way
+        os.replace(f"{path}.tmp", path)
+    except (OSError, RuntimeError) as e:
+        with contextlib.suppress(OSError):
+            os.remove(f"{path}.tmp")
+        # Of torch's words and the system's, the system's are the clearer.
+        reason = next((r for r in (e, e.__context__) if isinstance(r, OSError)), e)
+        raise OSError(f"{path}: cannot be written ({reason}); what stood there before is whole: make "
+                      "room, and go on with --resume") from None
 
 
 def load_checkpoint(path, device="cpu", dropout=0.0):

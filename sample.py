@@ -3,7 +3,7 @@ Ask a model: complete a text, answer an instruction, chat, score sequences.
 
     python sample.py                                          # the toy model answers an instruction
     python sample.py --instruction="..." --input=ACGT...
-    python sample.py --chat=true
+    python sample.py --chat
     python sample.py --prompt="The cell is" --temperature=0.8 --out_dir=out/toy
     python sample.py --score=sequences.fa --out_dir=out/toy
 
@@ -156,7 +156,7 @@ def main(argv):
         for _ in range(cfg.num_samples):
             print(answer(model, tok, instruction, input, cfg, generator))
         if not cfg.instruction:
-            print("\nnext: python sample.py --chat=true")
+            print("\nnext: python sample.py --chat")
 
 
 if __name__ == "__main__":

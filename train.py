@@ -3,7 +3,8 @@ Pretraining: data order, optimizer, schedule, evaluation, checkpoints, several G
 
     python train.py                                           # the toy world, after prepare.py
     python train.py config/laptop.toml --max_steps=500
-    python train.py config/laptop.toml --resume=true          # go on where the run stopped
+    python train.py config/laptop.toml --resume               # go on where the run stopped
+    python train.py config/laptop.toml --bench                # how fast is it here?
     torchrun --nproc_per_node=4 train.py config/gpt2.toml
 
 It writes to out_dir:
@@ -15,6 +16,7 @@ It writes to out_dir:
 Letters in shapes: B batch, T time (tokens). instruct.py tunes with the same fit().
 """
 import contextlib
+import ctypes
 import json
 import math
 import os
@@ -63,6 +65,7 @@ class TrainConfig(RunConfig):
     n_head: int = 4                 # attention heads in each
     n_embd: int = 128               # channels
     block_size: int = 160           # context, in tokens
+    bench: bool = False             # only time some steps, and print where the time goes
 
 
 # ----------------------------------------------------------------------------------------------
@@ -115,7 +118,19 @@ def find_machine(cfg):
     dtype = dtypes[cfg.dtype]
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")      # TF32
+    elif device.type == "cpu":
+        keep_memory()
     return Machine(device, dtype, world * peak_flops(device, dtype), rank, world)
+
+
+def keep_memory():
+    """On Linux, let the C library keep the memory of large tensors for the next ones. As a rule it
+    gives it back to the system, which must clear each page anew: a tenth of a step and more."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):        # glibc has it
+            libc.mallopt(-4, 0)             # M_MMAP_MAX: no mapping of its own for a large tensor
+            libc.mallopt(-1, 2 ** 31 - 1)   # M_TRIM_THRESHOLD: so much may lie idle
 
 
 def fast_dtype(device):
@@ -128,22 +143,29 @@ def fast_dtype(device):
 
 def peak_flops(device, dtype):
     """FLOP/s of matrix products: the data sheet's where it is listed, else measured."""
-    if device.type == "cuda" and dtype == torch.bfloat16:
-        name = torch.cuda.get_device_name(device)
-        for model, flops in PEAK_FLOPS.items():
-            if model in name:
-                return flops
+    if listed := listed_peak(device, dtype):
+        return listed
     for n in (256, 2048):
-        a, b = torch.randn(2, n, n, device=device).to(dtype)
-        times = []
-        for _ in range(4):
-            start = time.perf_counter()
-            (a @ b)[0, 0].item()        # .item() waits for the device
-            times.append(time.perf_counter() - start)
-        flops = 2 * n ** 3 / min(times)
+        flops = max(matmul_flops(device, dtype, n) for _ in range(4))
         if flops < 1e10:        # a dtype that the processor only emulates: the small one must do
             break
     return flops
+
+
+def listed_peak(device, dtype):
+    """-> FLOP/s by the data sheet, None where it is not listed"""
+    if device.type == "cuda" and dtype == torch.bfloat16:
+        name = torch.cuda.get_device_name(device)
+        return next((flops for model, flops in PEAK_FLOPS.items() if model in name), None)
+
+
+def matmul_flops(device, dtype, n):
+    """-> FLOP/s of one product of two n x n matrices, on the clock"""
+    a, b = torch.randn(2, n, n, device=device).to(dtype)
+    a[0, 0].item()                      # .item() waits for the device
+    start = time.perf_counter()
+    (a @ b)[0, 0].item()
+    return 2 * n ** 3 / (time.perf_counter() - start)
 
 
 def worth_compiling(cfg, machine, flops):
@@ -265,13 +287,41 @@ class Log:
         if step and os.path.exists(path):
             with open(path, encoding="utf-8") as f:
                 kept = [line for line in f if line.endswith("\n") and json.loads(line)["step"] <= step]
-        self.file = open(path, "w", encoding="utf-8")
-        self.file.writelines(kept)
-        self.file.flush()
+        with open(f"{path}.tmp", "w", encoding="utf-8") as f:
+            f.writelines(kept)
+        os.replace(f"{path}.tmp", path)
+        self.file = open(path, "a", encoding="utf-8")
 
     def write(self, **line):
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()
+
+
+def forward_backward(runner, micro, machine):
+    """Add up the gradients of a step's micro-batches -> their mean loss, on the device"""
+    loss = 0.0
+    for i, batch in enumerate(micro):
+        if machine.device.type == "cuda":       # from pinned memory it copies while the GPU works
+            batch = [t.pin_memory().to(machine.device, non_blocking=True) for t in batch]
+        else:
+            batch = [t.to(machine.device) for t in batch]
+        waiting = machine.world > 1 and i < len(micro) - 1      # gradients are shared once
+        with runner.no_sync() if waiting else contextlib.nullcontext():
+            with machine.autocast():
+                part = runner(*batch)[1] / len(micro)
+            part.backward()
+        loss = loss + part.detach()
+    return loss
+
+
+def update(model, optimizer, lr, grad_clip):
+    """One step of the optimizer -> the length of the gradient, before it was clipped"""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
 
 
 def fit(model, cfg, machine, batches, evaluate, extra, resumed=None):
@@ -292,71 +342,56 @@ def fit(model, cfg, machine, batches, evaluate, extra, resumed=None):
             print(f"{cfg.out_dir} is at step {step} already: give more max_steps to go on")
             return
     flops = cfg.max_steps * machine.world * sum(model.training_flops(*b) for b in batches(step))
-    compiled = worth_compiling(cfg, machine, flops)
-    runner = torch.compile(model) if compiled else model
-    if machine.world > 1:
-        runner = DistributedDataParallel(runner)
-    if machine.is_main:
-        log = Log(os.path.join(cfg.out_dir, "log.jsonl"), step)
-        print(f"{model.num_params():,} parameters on {machine.device}, "
-              f"{str(machine.dtype).removeprefix('torch.')}"
-              f"{', compiled' if compiled else ''}; "
-              f"the machine multiplies at {machine.peak / 1e12:.3g} TFLOP/s")
+    runner = make_runner(model, cfg, machine, flops)
 
     def save(name, **more):
         save_checkpoint(os.path.join(cfg.out_dir, name), model, step=step, tokens=tokens, best=best,
                         config=asdict(cfg), **extra, **more)
 
+    if machine.is_main:
+        log = Log(os.path.join(cfg.out_dir, "log.jsonl"), step)
+        if not resumed:     # now, and not after an hour, is the time to learn that the disk is full
+            save("last.pt", optimizer=optimizer.state_dict())
     bar = tqdm(total=cfg.max_steps, initial=step, unit=" steps", disable=None if machine.is_main
                else True)
-    clock, clocked_tokens, clocked_flops = time.perf_counter(), 0, 0
+    losses, clock, clocked_tokens, clocked_flops = [], time.perf_counter(), 0, 0
     model.train()
-    with interruptible() as interrupted:
+    with interruptible(machine) as interrupted:
         while step < cfg.max_steps:
             lr = learning_rate(step, cfg)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
             # Dropout too draws by seed and step, so that a resumed run draws the same.
             torch.manual_seed((cfg.seed * 1_000_003 + step) * machine.world + machine.rank)
             micro = batches(step)
-            step_loss = 0.0
-            for i, batch in enumerate(micro):
-                clocked_tokens += (batch[1] != -1).sum().item()
-                clocked_flops += model.training_flops(*batch)
-                batch = [t.to(machine.device, non_blocking=True) for t in batch]
-                waiting = machine.world > 1 and i < len(micro) - 1      # gradients are shared once
-                with runner.no_sync() if waiting else contextlib.nullcontext():
-                    with machine.autocast():
-                        loss = runner(*batch)[1] / len(micro)
-                    loss.backward()
-                step_loss = step_loss + loss.detach()
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip or math.inf)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            clocked_tokens += sum((targets != -1).sum().item() for _, targets, *_ in micro)
+            clocked_flops += sum(model.training_flops(*batch) for batch in micro)
+            losses.append(forward_backward(runner, micro, machine))
+            norm = update(model, optimizer, lr, cfg.grad_clip)
             step += 1
             bar.update()
 
-            stopping = interrupted() and step < cfg.max_steps
             evaluating = step % cfg.eval_interval == 0 or step == cfg.max_steps
-            if step % cfg.log_interval == 0 or evaluating or stopping:
-                step_loss, new_tokens, flops = machine.sum(step_loss, clocked_tokens, clocked_flops)
-                step_loss /= machine.world
+            logging = step % cfg.log_interval == 0 or evaluating
+            # Several processes stop together, at a step where they talk to each other anyway.
+            stopping = step < cfg.max_steps and (
+                machine.sum(interrupted())[0] > 0 if logging or machine.world == 1 else False)
+            if logging or stopping:
+                losses = [loss / machine.world for loss in machine.sum(*losses)]
+                check_finite(losses, norm.item(), step, cfg.out_dir)
+                new_tokens, flops = machine.sum(clocked_tokens, clocked_flops)
                 tokens += int(new_tokens)
-                if not math.isfinite(step_loss):
-                    raise ValueError(f"the loss is {step_loss} at step {step}: try a lower "
-                                     f"learning_rate; {cfg.out_dir} keeps the last good checkpoint")
                 seconds = time.perf_counter() - clock
-                bar.set_postfix(loss=f"{step_loss:.3f}")
-                if machine.is_main:
-                    log.write(step=step, tokens=tokens, loss=step_loss, lr=lr, grad_norm=norm.item(),
-                              tokens_per_second=new_tokens / seconds,
+                bar.set_postfix(loss=f"{losses[-1]:.3f}")
+                if machine.is_main and logging:
+                    log.write(step=step, tokens=tokens, loss=losses[-1], lr=lr,
+                              grad_norm=norm.item(), tokens_per_second=new_tokens / seconds,
                               mfu=flops / seconds / machine.peak)
-                clock, clocked_tokens, clocked_flops = time.perf_counter(), 0, 0
+                losses, clock, clocked_tokens, clocked_flops = [], time.perf_counter(), 0, 0
             if evaluating:
                 model.eval()
                 with torch.no_grad():
                     scores = evaluate()
                 model.train()
+                check_finite([scores["val_loss"]], 0.0, step, cfg.out_dir)
                 if machine.is_main:
                     log.write(step=step, **scores)
                     tqdm.write(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in scores.items()
@@ -370,36 +405,122 @@ def fit(model, cfg, machine, batches, evaluate, extra, resumed=None):
                 save("last.pt", optimizer=optimizer.state_dict())
             if stopping:
                 bar.close()
-                sys.exit(f"stopped at step {step}; --resume=true goes on from there")
+                sys.exit(f"stopped at step {step}; --resume goes on from there"
+                         if machine.is_main else 1)
     bar.close()
 
 
+def make_runner(model, cfg, machine, flops):
+    """-> `model` as it is to be called in training for so many `flops`: compiled, if that pays, and
+    sharing its gradients with the other processes, if there are any"""
+    compiled = worth_compiling(cfg, machine, flops)
+    if machine.is_main:
+        print(f"{model.num_params():,} parameters on {machine.device}, "
+              f"{str(machine.dtype).removeprefix('torch.')}"
+              f"{', compiled' if compiled else ''}; "
+              f"the machine multiplies at {machine.peak / 1e12:.3g} TFLOP/s")
+    runner = torch.compile(model) if compiled else model
+    return DistributedDataParallel(runner) if machine.world > 1 else runner
+
+
+def check_finite(losses, norm, step, out_dir):
+    """losses: of the last steps up to `step`; norm: of the last gradient. ValueError, before
+    anything is saved, where one of them is no number or infinite: the weights are lost then."""
+    for at, value in enumerate(losses, start=step - len(losses) + 1):
+        if not math.isfinite(value):
+            raise ValueError(f"the loss is {value} at step {at}: try a lower learning_rate or a "
+                             f"longer warm-up; {out_dir} keeps the last good checkpoint")
+    if not math.isfinite(norm):
+        raise ValueError(f"the gradient is {norm} long at step {step}: try a lower learning_rate or "
+                         f"a longer warm-up; {out_dir} keeps the last good checkpoint")
+
+
 @contextlib.contextmanager
-def interruptible():
-    """Within, Ctrl-C is only noted, so that the step at hand can be finished and saved; a second
-    one stops at once. -> a function that says whether it was pressed"""
-    pressed = []
+def interruptible(machine):
+    """Within, Ctrl-C and SIGTERM (a cluster's way to ask for its machine) are only noted, so that
+    the step at hand can be finished and saved. A second Ctrl-C stops at once; not under torchrun,
+    which passes the first one on and so sends it twice.
+    -> a function that says whether one came"""
+    noted = []
 
     def note(signum, frame):
-        if pressed:
+        if signum in noted and signum == signal.SIGINT and machine.world == 1:
             raise KeyboardInterrupt
-        pressed.append(True)
+        noted.append(signum)
 
     try:
-        before = signal.signal(signal.SIGINT, note)
-    except ValueError:      # not the main thread: Ctrl-C is somebody else's
+        before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:      # not the main thread: signals are somebody else's
         yield lambda: False
         return
     try:
-        yield lambda: bool(pressed)
+        yield lambda: bool(noted)
     finally:
-        signal.signal(signal.SIGINT, before)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+# ----------------------------------------------------------------------------------------------
+# Benchmark
+
+def bench(model, cfg, machine, batches, steps=20):
+    """Train for some steps and throw the result away; print how fast they were, the share of the
+    hardware's rate that they reached, and what their time went to. Each is a median over steps."""
+    optimizer = make_optimizer(model, cfg, machine.device)
+    runner = make_runner(model, cfg, machine, math.inf)
+    parts = ("loading", "forward-backward", "optimizer")
+    times, rates = [], []
+    model.train()
+    for step in tqdm(range(steps + 3), unit=" steps", disable=None if machine.is_main else True):
+        clock = [time.perf_counter()]
+
+        def tick():
+            if machine.device.type == "cuda":
+                torch.cuda.synchronize()
+            clock.append(time.perf_counter())
+
+        micro = batches(step)
+        tick()
+        forward_backward(runner, micro, machine)
+        tick()
+        update(model, optimizer, learning_rate(step, cfg), cfg.grad_clip)
+        tick()
+        if step >= 3:       # the first ones compile, and fill caches
+            times.append(np.diff(clock))
+            if not listed_peak(machine.device, machine.dtype):
+                rates.append(matmul_flops(machine.device, machine.dtype, 2048))
+    seconds = np.median(np.sum(times, axis=1))
+    tokens, flops = machine.sum(sum(idx.numel() for idx, *_ in micro),
+                                sum(model.training_flops(*batch) for batch in micro))
+    peak = machine.world * np.median(rates) if rates else machine.peak
+    if machine.device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated()
+    else:
+        import resource     # Unix has it
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+            1 if sys.platform == "darwin" else 1024)
+    if machine.is_main:
+        print(f"{tokens / seconds:,.0f} tokens a second, {seconds * 1000:,.1f} ms a step of "
+              f"{tokens:,.0f} tokens")
+        print(f"MFU {flops / seconds / peak:.1%} of {peak / 1e12:.4g} TFLOP/s"
+              f"{' as measured between the steps' if rates else ''}")
+        print(f"peak memory {memory / 2 ** 30:.2f} GiB")
+        for part, share in zip(parts, np.median(times, axis=0) / seconds):
+            print(f"{part:17} {share:6.1%}")
 
 
 # ----------------------------------------------------------------------------------------------
 
 def prepare_out_dir(cfg, machine, tokenizer):
-    """Make out_dir a whole model's folder: beside the checkpoints the config and the tokenizer."""
+    """Make out_dir a whole model's folder: beside the checkpoints the config and the tokenizer.
+    ValueError where a run stands there that is not at its end, so that none is lost by accident."""
+    path = os.path.join(cfg.out_dir, "last.pt")
+    if os.path.exists(path) and not cfg.resume:
+        state = load_checkpoint(path)[1]
+        if 0 < state["step"] < state["config"]["max_steps"]:
+            raise ValueError(f"{cfg.out_dir} holds a run at step {state['step']} of "
+                             f"{state['config']['max_steps']}: go on with --resume, or take another "
+                             "out_dir, or delete this one")
     if machine.is_main:
         os.makedirs(cfg.out_dir, exist_ok=True)
         config.write_json(os.path.join(cfg.out_dir, "config.json"), asdict(cfg))
@@ -452,6 +573,9 @@ def main(argv):
                 "bits_per_base": dna / math.log(2) / bases if bases else None,
                 "bits_per_byte": english / math.log(2) / n_bytes if n_bytes else None}
 
+    if cfg.bench:
+        bench(model, cfg, machine, batches)
+        return
     prepare_out_dir(cfg, machine, os.path.join(cfg.data_dir, "tokenizer.json"))
     fit(model, cfg, machine, batches, evaluate, {"tokenizer_sha256": meta["tokenizer_sha256"]}, resumed)
     if machine.world > 1:

@@ -1,7 +1,7 @@
 """
 Configuration: a dataclass, a .toml file and the command line make one checked config.
 
-    python train.py config/laptop.toml --max_steps=500
+    python train.py config/laptop.toml --max_steps=500 --resume
 
 Values come from the dataclass's defaults, then from the file, then from the command line. A file
 holds a section for each script that it says something about, so that one preset is a whole
@@ -30,19 +30,21 @@ TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "
 
 def from_command_line(cls, section, argv):
     """cls: a dataclass with a default for each field; section: the name of the script;
-    argv: the arguments, at most one .toml file and any number of --key=value -> a `cls`"""
+    argv: the arguments, at most one .toml file and any number of --key=value, where a bare --key
+    is short for --key=true -> a `cls`"""
     if "--help" in argv or "-h" in argv:
         print(help_text(cls, section))
         sys.exit()
     config = cls()
     for path in [a for a in argv if not a.startswith("--")]:
         config = update(config, read_section(path, section), f"{path} [{section}]")
+    types = {f.name: f.type for f in fields(cls)}
     given = {}
     for arg in [a for a in argv if a.startswith("--")]:
         key, equals, value = arg[2:].partition("=")
-        if not equals:
+        if not equals and types.get(key, bool) is not bool:
             raise ValueError(f"{arg}: write --{key}=VALUE")
-        given[key] = value
+        given[key] = value if equals else "true"
     return update(config, given, "command line")
 
 
@@ -114,10 +116,12 @@ def help_text(cls, section):
 
 
 def write_json(path, value):
-    """Write a resolved config, or anything else that a script tells of itself, as JSON."""
-    with open(path, "w", encoding="utf-8") as f:
+    """Write a resolved config, or anything else that a script tells of itself, as JSON: the whole
+    file or nothing."""
+    with open(f"{path}.tmp", "w", encoding="utf-8") as f:
         json.dump(value, f, indent=2, ensure_ascii=False)
         f.write("\n")
+    os.replace(f"{path}.tmp", path)
 
 
 def run(main):

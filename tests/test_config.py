@@ -34,6 +34,7 @@ def test_default_then_file_then_command_line(tmp_path):
     cfg = load(tmp_path, '[train]\nsteps = 20\nrate = 1\nname = "b"\nfiles = ["p", "q"]\n[sample]\nx = 1',
                "--steps=30", "--loud=true", "--name=c=d")
     assert cfg == Example(steps=30, rate=1.0, name="c=d", loud=True, files=["p", "q"])
+    assert config.from_command_line(Example, "train", ["--loud"]).loud
     assert config.from_command_line(Example, "train", ["--files=a,b,c"]).files == ["a", "b", "c"]
 
 

@@ -199,7 +199,7 @@ def test_resumed_equals_uninterrupted(toy, tmp_path, plain):
             model, cfg, machine, lambda s: batches(s) if s < 6 else 1 / 0, *rest))
         with pytest.raises(ZeroDivisionError):
             tune(toy, tmp_path / "parts", *args, "--max_steps=8")
-    tune(toy, tmp_path / "parts", *args, "--max_steps=8", "--resume=true")
+    tune(toy, tmp_path / "parts", *args, "--max_steps=8", "--resume")
     assert read_log(tmp_path / "parts") == read_log(tmp_path / "whole")
     assert same(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
 

@@ -1,9 +1,11 @@
 """The network: against arithmetic done by hand and by numpy, and against `transformers`."""
 import math
+import os
 
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 import model as model_module
 from model import GPT, GPTConfig, choose, load_checkpoint, save_checkpoint
@@ -86,9 +88,23 @@ def test_equals_transformers(gpt, tmp_path):
     assert torch.equal(GPT.from_gpt2(tmp_path / "theirs")(idx)[0], gpt(idx)[0])
 
 
-def test_causal(gpt):
+def test_attention_written_out(gpt):
+    """On a CPU bfloat16 takes the way of its own: the same result, but for rounding."""
+    idx = tokens(3, 32)
+    exact = gpt(idx)[0]
+    assert (gpt.bfloat16()(idx)[0] - exact).abs().max() < 0.02 * exact.abs().max()
+
+
+def test_gelu_by_sigmoid(monkeypatch):
+    x = torch.linspace(-8, 8, 1001)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert torch.allclose(model_module.gelu(x), F.gelu(x, approximate="tanh"), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_causal(gpt, dtype):
     """Changing token t changes no logits before t, and those at t."""
-    idx = tokens(1, 32)
+    gpt, idx = gpt.to(dtype), tokens(1, 32)
     before = gpt(idx)[0]
     for t in (0, 7, 31):
         other = idx.clone()
@@ -216,15 +232,30 @@ def test_killed_in_a_save_keeps_the_older(gpt, tmp_path, monkeypatch):
     path = tmp_path / "last.pt"
     save_checkpoint(path, gpt, step=1)
 
-    def dies(state, name):
-        with open(name, "wb") as f:
-            f.write(b"half")
+    def dies(state, file):
+        file.write(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(model_module.torch, "save", dies)
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(path, gpt, step=2)
     assert load_checkpoint(path)[1]["step"] == 1
+
+
+def test_a_full_disk_keeps_the_older(gpt, tmp_path):
+    """The file may not grow beyond 20 kB, as where the disk is full."""
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, gpt, step=1)
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="last.pt: cannot be written .*too large.*before is whole"):
+            save_checkpoint(path, gpt, step=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert os.listdir(tmp_path) == ["last.pt"] and path.read_bytes() == before
 
 
 @pytest.mark.parametrize("size", [0, 10, 5000])

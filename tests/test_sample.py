@@ -72,7 +72,7 @@ def test_answers_and_completes(toy, capsys):
 
 
 def test_chat(toy):
-    answer = ask(f"--out_dir={toy}/out", "--chat=true", "--max_new_tokens=3",
+    answer = ask(f"--out_dir={toy}/out", "--chat", "--max_new_tokens=3",
                  text="What is this?\n" + "acgt" * 300 + "\n\n\nACGTACGTAC\n\n" + "word " * 900 + "\n\n")
     assert answer.returncode == 0 and answer.stderr == ""
     assert "Begin with an instruction" in answer.stdout

@@ -2,10 +2,12 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import torch
 
 import train
 from model import GPT, GPTConfig, load_checkpoint
+from conftest import SMALL, listing
 from train import Machine, TrainConfig, Windows, learning_rate, read_data, total_nats
 
 CPU = Machine(torch.device("cpu"), torch.float32, peak=1e9)
@@ -112,7 +115,6 @@ def test_schedule():
 # -- checkpoints and resuming
 
 def run(toy, out, *args):
-    from conftest import SMALL
     train.main([*SMALL, f"--data_dir={toy}/data", f"--out_dir={out}", "--log_interval=1", *args])
 
 
@@ -132,7 +134,7 @@ def test_resumed_equals_uninterrupted(toy, tmp_path):
             run(toy, tmp_path / "parts", *args)
     assert load_checkpoint(tmp_path / "parts/last.pt")[1]["step"] == 8
     assert read_log(tmp_path / "parts")[-1]["step"] == 12
-    run(toy, tmp_path / "parts", *args, "--resume=true")
+    run(toy, tmp_path / "parts", *args, "--resume")
     assert read_log(tmp_path / "parts") == read_log(tmp_path / "whole")
     assert same(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
     assert same(weights(tmp_path / "parts", "best.pt"), weights(tmp_path / "whole", "best.pt"))
@@ -153,29 +155,124 @@ def test_best_is_not_overwritten_by_worse(toy, tmp_path):
 
 
 def test_a_bad_loss_stops_the_run(toy, tmp_path, monkeypatch):
+    """Ruined in the sixth step; the seventh finds it, though the log's next line is the tenth."""
     monkeypatch.setattr(train, "learning_rate", lambda step, cfg: math.nan if step == 5 else 1e-3)
-    with pytest.raises(ValueError, match="the loss is nan at step 7"):
-        run(toy, tmp_path, "--max_steps=20", "--eval_interval=5")
+    with pytest.raises(ValueError, match="the loss is nan at step 7: .*keeps the last good"):
+        run(toy, tmp_path, "--max_steps=20", "--eval_interval=5", "--log_interval=10")
     last = load_checkpoint(tmp_path / "last.pt")[1]
     assert last["step"] == 5 and all(t.isfinite().all() for t in last["model"].values())
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(toy, tmp_path, monkeypatch):
-    args = ["--max_steps=12", "--eval_interval=4"]
+def test_a_last_bad_step_is_not_saved(toy, tmp_path, monkeypatch):
+    """Ruined in the step before a checkpoint: its own loss was good still."""
+    monkeypatch.setattr(train, "learning_rate", lambda step, cfg: math.nan if step == 9 else 1e-3)
+    with pytest.raises(ValueError, match="the loss is nan at step 10"):
+        run(toy, tmp_path, "--max_steps=20", "--eval_interval=5")
+    assert load_checkpoint(tmp_path / "last.pt")[1]["step"] == 5
+
+
+def test_an_endless_gradient_stops_the_run(toy, tmp_path, monkeypatch):
+    real = torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *a: real(*a) * math.inf)
+    with pytest.raises(ValueError, match="the gradient is inf long at step 3"):
+        run(toy, tmp_path, "--max_steps=20", "--log_interval=3")
+    assert load_checkpoint(tmp_path / "last.pt")[1]["step"] == 0
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_and_says_how_to_go_on(toy, tmp_path, signum):
+    args = ["--max_steps=12", "--eval_interval=4", "--log_interval=5"]
     run(toy, tmp_path / "whole", *args)
     real = train.learning_rate
 
     def press(step, cfg):
         if step == 5:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signum)
         return real(step, cfg)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "learning_rate", press)
-        with pytest.raises(SystemExit, match="stopped at step 6; --resume=true goes on"):
+        with pytest.raises(SystemExit, match="stopped at step 6; --resume goes on"):
             run(toy, tmp_path / "parts", *args)
-    run(toy, tmp_path / "parts", *args, "--resume=true")
+    run(toy, tmp_path / "parts", *args, "--resume")
     assert same(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+    assert read_log(tmp_path / "parts") == read_log(tmp_path / "whole")
+
+
+def test_an_unfinished_run_is_not_overwritten(toy, tmp_path, monkeypatch):
+    run(toy, tmp_path, "--max_steps=4", "--eval_interval=2")
+    run(toy, tmp_path, "--max_steps=3")         # one that has ended may be
+    monkeypatch.setattr(train, "learning_rate", lambda step, cfg: math.nan if step == 2 else 1e-3)
+    with pytest.raises(ValueError):
+        run(toy, tmp_path, "--max_steps=4", "--eval_interval=2")
+    before = listing(tmp_path)
+    with pytest.raises(ValueError, match="holds a run at step 2 of 4: go on with --resume"):
+        run(toy, tmp_path, "--max_steps=4")
+    assert listing(tmp_path) == before
+
+
+# Runs train.main, after a word that it is ready. Where DIE_IN_SAVE=n is given it kills itself in the
+# middle of its n-th save.
+VICTIM = """
+import io, os, signal, sys
+import torch, train
+train.peak_flops = lambda device, dtype: 1e11
+saves, save = int(os.environ.get("DIE_IN_SAVE", 0)), torch.save
+def dying_save(state, file):
+    global saves
+    saves -= 1
+    if saves == 0:
+        whole = io.BytesIO()
+        save(state, whole)
+        file.write(whole.getvalue()[:len(whole.getvalue()) // 2])
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(state, file)
+torch.save = dying_save
+print("ready", flush=True)
+train.main(sys.argv[1:])
+"""
+
+
+def start(*args, **env):
+    """-> a process that is about to train"""
+    root = os.path.dirname(os.path.abspath(train.__file__))
+    process = subprocess.Popen([sys.executable, "-c", VICTIM, *map(str, args)], cwd=root, text=True,
+                               env=os.environ | env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_killed_at_any_moment(toy, tmp_path, small):
+    """SIGKILL again and again, every third time in the middle of a save, and --resume: in the end
+    all is as if nothing had happened. KILLS=50 does it more often than the six times here."""
+    kills = int(os.environ.get("KILLS", 6))
+    rng = np.random.default_rng(0)
+    args = [*small, f"--data_dir={toy}/data", f"--max_steps={40 * kills}", "--eval_interval=5",
+            "--log_interval=2", "--dropout=0.1"]
+    process, begin = start(*args, f"--out_dir={tmp_path}/whole"), time.monotonic()
+    assert process.wait() == 0
+    seconds = time.monotonic() - begin
+    resume, killed, steps = [], 0, set()
+    while killed < kills:
+        in_save = killed % 3 == 2
+        process = start(*args, f"--out_dir={tmp_path}/parts", *resume,
+                        **({"DIE_IN_SAVE": str(rng.integers(1, 9))} if in_save else {}))
+        if not in_save:
+            time.sleep(rng.uniform(0, 3 * seconds / kills))
+            process.kill()
+        if process.wait() == 0:
+            break               # it had come to its end before
+        assert process.returncode == -signal.SIGKILL, process.stderr.read()
+        killed += 1
+        if os.path.exists(tmp_path / "parts/last.pt"):
+            resume = ["--resume"]
+            steps.add(load_checkpoint(tmp_path / "parts/last.pt")[1]["step"])
+    assert killed > kills // 2 and len(steps) > 1
+    assert start(*args, f"--out_dir={tmp_path}/parts", *resume).wait() == 0
+    assert same(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+    assert same(weights(tmp_path / "parts", "best.pt"), weights(tmp_path / "whole", "best.pt"))
+    assert read_log(tmp_path / "parts") == read_log(tmp_path / "whole")
 
 
 # -- several processes
@@ -184,14 +281,61 @@ def test_two_processes_equal_one(toy, tmp_path, small):
     args = [*small, f"--data_dir={toy}/data", "--max_steps=6", "--eval_interval=3",
             "--log_interval=1", "--gradient_accumulation_steps=2"]
     train.main([*args, f"--out_dir={tmp_path}/one"])
-    root = os.path.dirname(os.path.abspath(train.__file__))
-    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone",
-                    "--nproc_per_node=2", f"{root}/train.py", *args, f"--out_dir={tmp_path}/two"],
-                   check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=tmp_path)
+    process = torchrun(*args, f"--out_dir={tmp_path}/two")
+    assert process.communicate()[1] is not None and process.returncode == 0
     one, two = read_log(tmp_path / "one"), read_log(tmp_path / "two")
     assert len(one) == len(two) == 8
     for a, b in zip(one, two):
         assert a.keys() == b.keys() and a == pytest.approx(b, rel=1e-4)
+
+
+def torchrun(*args):
+    """-> a job of two processes"""
+    root = os.path.dirname(os.path.abspath(train.__file__))
+    return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone",
+                             "--nproc_per_node=2", f"{root}/train.py", *map(str, args)],
+                            env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True,
+                            stderr=subprocess.PIPE, start_new_session=True)
+
+
+def wait_for_a_line(path, process):
+    """Wait until there is something in a log."""
+    for _ in range(600):
+        if os.path.exists(path) and os.path.getsize(path):
+            return
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+
+
+def children(process):
+    """-> the process ids of a job's workers"""
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], text=True,
+                           capture_output=True).stdout
+    return [int(pid) for pid in found.split()]
+
+
+@pytest.mark.skipif(shutil.which("ps") is None, reason="ps says which processes are whose")
+def test_a_process_that_dies_ends_the_job(toy, tmp_path, small):
+    process = torchrun(*small, f"--data_dir={toy}/data", f"--out_dir={tmp_path}", "--log_interval=1",
+                       "--max_steps=100000", "--eval_interval=100000",
+                       "--gradient_accumulation_steps=2")
+    wait_for_a_line(tmp_path / "log.jsonl", process)
+    os.kill(max(children(process)), signal.SIGKILL)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode != 0 and "SIGKILL" in errors
+
+
+def test_ctrl_c_stops_all_processes_together(toy, tmp_path, small):
+    """Ctrl-C in a terminal reaches torchrun and its workers alike."""
+    args = [*small, f"--data_dir={toy}/data", f"--out_dir={tmp_path}", "--log_interval=1",
+            "--max_steps=100000", "--eval_interval=100000", "--gradient_accumulation_steps=2"]
+    process = torchrun(*args)
+    wait_for_a_line(tmp_path / "log.jsonl", process)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=100)
+    step = load_checkpoint(tmp_path / "last.pt")[1]["step"]
+    assert f"stopped at step {step}; --resume goes on" in errors
+    assert step == read_log(tmp_path)[-1]["step"]
 
 
 def test_processes_share_the_rows():
@@ -201,6 +345,19 @@ def test_processes_share_the_rows():
     assert sorted(sum(shares, [])) == [0, 1, 2, 3]
     rows = [windows.rows(m * 8, 8)[0] for m in range(4)]
     assert len({tuple(r.tolist()) for part in rows for r in part}) == 32
+
+
+# -- benchmark
+
+def test_bench_tells_where_the_time_goes(toy, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train, "matmul_flops", lambda device, dtype, n: 1e11)
+    run(toy, tmp_path / "out", "--bench")
+    out = capsys.readouterr().out
+    assert re.search(r"[\d,]+ tokens a second, [\d.,]+ ms a step of 1,024 tokens\nMFU [\d.]+% of 0.1 "
+                     r"TFLOP/s as measured between the steps\npeak memory [\d.]+ GiB\n", out)
+    shares = [float(x) for x in re.findall(r"^[a-z-]+ +([\d.]+)%$", out, re.MULTILINE)]
+    assert len(shares) == 3 and 80 < sum(shares) < 120
+    assert not os.path.exists(tmp_path / "out")
 
 
 # -- refusals
@@ -214,7 +371,7 @@ def test_refusals(toy, tmp_path):
              (["--device=gpu"], "device=gpu: there is no such device"),
              (["--dtype=int8"], "dtype=int8 is not one of"),
              (["--compile=perhaps"], "compile=perhaps is not one of"),
-             (["--resume=true"], "no such checkpoint"),
+             (["--resume"], "no such checkpoint"),
              ([f"--data_dir={tmp_path}/none"], "meta.json: no such file: run prepare.py")]
     for args, message in cases:
         with pytest.raises((ValueError, OSError), match=message):
@@ -234,9 +391,9 @@ def test_resuming_something_else_is_refused(toy, tmp_path):
     run(toy, tmp_path, "--max_steps=2")
     before = (tmp_path / "last.pt").read_bytes()
     with pytest.raises(ValueError, match="resume with the configuration that it began with"):
-        run(toy, tmp_path, "--max_steps=4", "--resume=true", "--n_layer=3")
+        run(toy, tmp_path, "--max_steps=4", "--resume", "--n_layer=3")
     state = torch.load(tmp_path / "last.pt", weights_only=True)
     torch.save(state | {"tokenizer_sha256": "0" * 64}, tmp_path / "last.pt")
     with pytest.raises(ValueError, match="trained with another tokenizer"):
-        run(toy, tmp_path, "--max_steps=4", "--resume=true")
+        run(toy, tmp_path, "--max_steps=4", "--resume")
     assert len(before) > 0
