@@ -40,6 +40,7 @@ class InstructConfig(RunConfig):
     epochs: float = 1.0             # times through the tasks; 0: only score init_from
     max_steps: int = 0              # steps of the optimizer; 0: as epochs says
     batch_size: int = 16            # rows a micro-step
+    optimizer: str = "adamw"        # muon (of the blocks' matrices, the rest by AdamW) or adamw
     eval_interval: int = 250        # steps between evaluations, each with a checkpoint
     prompt_loss_weight: float = 0.0     # of a prompt token; a response token has 1
     val_fraction: float = 0.02      # share of the rows held out of tuning to choose best.pt by

@@ -44,6 +44,7 @@ class RunConfig:
     batch_size: int = 16            # rows a micro-step
     gradient_accumulation_steps: int = 1    # micro-steps a step, those of all processes together
     max_steps: int = 300            # steps of the optimizer
+    optimizer: str = "muon"         # muon (of the blocks' matrices, the rest by AdamW) or adamw
     learning_rate: float = 2e-3     # the highest
     warmup_steps: int = 40          # steps to reach it; then down to zero in a line
     weight_decay: float = 0.1       # of matrices; vectors have none
@@ -262,13 +263,78 @@ def total_nats(model, ids, cfg, machine, eot):
 # ----------------------------------------------------------------------------------------------
 # Fitting
 
-def make_optimizer(model, cfg, device):
-    """AdamW; weight decay for matrices and embeddings, none for biases and LayerNorms."""
-    params = list(model.parameters())
-    groups = [{"params": [p for p in params if p.dim() >= 2], "weight_decay": cfg.weight_decay},
-              {"params": [p for p in params if p.dim() < 2], "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=(0.9, 0.95),
-                             fused=device.type in ("cuda", "cpu"))
+def make_optimizers(model, cfg, machine):
+    """-> a list of optimizers that share the parameters among them. Muon, if it is asked for, has the
+    matrices of the blocks, AdamW the rest: with weight decay for matrices and embeddings, without
+    for biases and LayerNorms."""
+    if cfg.optimizer not in ("muon", "adamw"):
+        raise ValueError(f"optimizer={cfg.optimizer} is not one of muon, adamw")
+    hidden = {}
+    if cfg.optimizer == "muon":
+        hidden = {name: p for name, p in model.transformer.h.named_parameters() if p.dim() == 2}
+    mine = {id(p) for p in hidden.values()}
+    rest = [p for p in model.parameters() if id(p) not in mine]
+    groups = [{"params": [p for p in rest if p.dim() >= 2], "weight_decay": cfg.weight_decay},
+              {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0}]
+    optimizers = [torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=(0.9, 0.95),
+                                    fused=machine.device.type in ("cuda", "cpu"))]
+    if hidden:
+        optimizers.append(Muon(hidden, cfg.learning_rate, cfg.weight_decay, machine.dtype))
+    return optimizers
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/): the momentum of a
+    matrix is made orthogonal before it is applied. So a step goes equally far in all directions,
+    and not almost wholly in the few that most gradients point to.
+
+    Beside torch.optim.Muon, this one sees that c_attn is three matrices, query, key and value;
+    takes all matrices of a shape at once; and multiplies in the dtype that the machine is fast at.
+
+    Each step is as long as one of AdamW usually is, 0.2 for each element (Liu et al., 2025, "Muon is
+    scalable for LLM training"), so that the two can share a learning rate.
+
+    hidden: {name: matrix}
+    """
+
+    def __init__(self, hidden, lr, weight_decay, dtype, momentum=0.95):
+        super().__init__(list(hidden.values()), {"lr": lr, "weight_decay": weight_decay})
+        self.parts = [3 if name.endswith("c_attn.weight") else 1 for name in hidden]
+        self.dtype, self.momentum = dtype, momentum
+
+    @torch.no_grad()
+    def step(self):
+        group = self.param_groups[0]
+        shapes = {}         # shape of a part: [(parameter, its update in parts)]
+        for p, parts in zip(group["params"], self.parts):
+            state = self.state[p]
+            if not state:
+                state["momentum"] = torch.zeros_like(p)
+            state["momentum"].lerp_(p.grad, 1 - self.momentum)
+            update = p.grad.lerp(state["momentum"], self.momentum)      # Nesterov's: a look ahead
+            update = update.view(parts, -1, p.size(1)).to(self.dtype)
+            shapes.setdefault(update.shape[1:], []).append((p, update))
+        for shape, members in shapes.items():
+            length = 0.2 * math.sqrt(max(shape))
+            orthogonal = orthogonalize(torch.cat([update for _, update in members]))
+            for (p, update), part in zip(members, orthogonal.split([len(u) for _, u in members])):
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(part.reshape(p.shape), alpha=-group["lr"] * length)
+
+
+def orthogonalize(x, steps=5):
+    """Make the rows, or the columns if there are fewer, of each matrix nearly orthogonal and of
+    length one: the singular values all go to about 1 (0.7 to 1.2), the singular vectors stay. By
+    the iteration of Newton and Schulz, which only multiplies; the three numbers are Jordan's, and
+    make small singular values grow fast. x: (number of matrices, rows, columns) -> the same"""
+    tall = x.size(1) > x.size(2)
+    if tall:
+        x = x.mT
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)       # no singular value above 1
+    for _ in range(steps):
+        a = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return x.mT if tall else x
 
 
 def learning_rate(step, cfg):
@@ -314,13 +380,14 @@ def forward_backward(runner, micro, machine):
     return loss
 
 
-def update(model, optimizer, lr, grad_clip):
-    """One step of the optimizer -> the length of the gradient, before it was clipped"""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+def update(model, optimizers, lr, grad_clip):
+    """One step of the optimizers -> the length of the gradient, before it was clipped"""
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+    model.zero_grad(set_to_none=True)
     return norm
 
 
@@ -333,10 +400,14 @@ def fit(model, cfg, machine, batches, evaluate, extra, resumed=None):
     extra: what every checkpoint should hold besides (plain tensors, numbers, strings)
     resumed: the checkpoint to go on from
     """
-    optimizer = make_optimizer(model, cfg, machine.device)
+    optimizers = make_optimizers(model, cfg, machine)
     step, tokens, best = 0, 0, float("inf")
     if resumed:
-        optimizer.load_state_dict(resumed["optimizer"])
+        if len(resumed["optimizers"]) != len(optimizers):
+            raise ValueError(f"{cfg.out_dir}/last.pt was trained with another optimizer: resume with "
+                             "the one that it began with")
+        for optimizer, state in zip(optimizers, resumed["optimizers"]):
+            optimizer.load_state_dict(state)
         step, tokens, best = resumed["step"], resumed["tokens"], resumed["best"]
         if step >= cfg.max_steps:
             print(f"{cfg.out_dir} is at step {step} already: give more max_steps to go on")
@@ -348,10 +419,13 @@ def fit(model, cfg, machine, batches, evaluate, extra, resumed=None):
         save_checkpoint(os.path.join(cfg.out_dir, name), model, step=step, tokens=tokens, best=best,
                         config=asdict(cfg), **extra, **more)
 
+    def save_last():
+        save("last.pt", optimizers=[optimizer.state_dict() for optimizer in optimizers])
+
     if machine.is_main:
         log = Log(os.path.join(cfg.out_dir, "log.jsonl"), step)
         if not resumed:     # now, and not after an hour, is the time to learn that the disk is full
-            save("last.pt", optimizer=optimizer.state_dict())
+            save_last()
     bar = tqdm(total=cfg.max_steps, initial=step, unit=" steps", disable=None if machine.is_main
                else True)
     losses, clock, clocked_tokens, clocked_flops = [], time.perf_counter(), 0, 0
@@ -365,7 +439,7 @@ def fit(model, cfg, machine, batches, evaluate, extra, resumed=None):
             clocked_tokens += sum((targets != -1).sum().item() for _, targets, *_ in micro)
             clocked_flops += sum(model.training_flops(*batch) for batch in micro)
             losses.append(forward_backward(runner, micro, machine))
-            norm = update(model, optimizer, lr, cfg.grad_clip)
+            norm = update(model, optimizers, lr, cfg.grad_clip)
             step += 1
             bar.update()
 
@@ -402,7 +476,7 @@ def fit(model, cfg, machine, batches, evaluate, extra, resumed=None):
                         save("best.pt")
                 clock = time.perf_counter()
             if machine.is_main and (evaluating or stopping):
-                save("last.pt", optimizer=optimizer.state_dict())
+                save_last()
             if stopping:
                 bar.close()
                 sys.exit(f"stopped at step {step}; --resume goes on from there"
@@ -466,7 +540,7 @@ def interruptible(machine):
 def bench(model, cfg, machine, batches, steps=20):
     """Train for some steps and throw the result away; print how fast they were, the share of the
     hardware's rate that they reached, and what their time went to. Each is a median over steps."""
-    optimizer = make_optimizer(model, cfg, machine.device)
+    optimizers = make_optimizers(model, cfg, machine)
     runner = make_runner(model, cfg, machine, math.inf)
     parts = ("loading", "forward-backward", "optimizer")
     times, rates = [], []
@@ -483,7 +557,7 @@ def bench(model, cfg, machine, batches, steps=20):
         tick()
         forward_backward(runner, micro, machine)
         tick()
-        update(model, optimizer, learning_rate(step, cfg), cfg.grad_clip)
+        update(model, optimizers, learning_rate(step, cfg), cfg.grad_clip)
         tick()
         if step >= 3:       # the first ones compile, and fill caches
             times.append(np.diff(clock))

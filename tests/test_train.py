@@ -112,6 +112,67 @@ def test_schedule():
     assert rates[14] == 0 and np.allclose(np.diff(rates[4:]), -0.1)
 
 
+# -- optimizers
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (5, 8, 32), (2, 48, 16)])
+def test_orthogonalize(shape):
+    """Singular values near one, singular vectors as they were."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    u, before, v = torch.linalg.svd(x, full_matrices=False)
+    known = u.mT @ train.orthogonalize(x) @ v.mT                # diagonal, if they are
+    values = known.diagonal(dim1=1, dim2=2)
+    assert before.max() / before.min() > 2 and 0.6 < values.min() and values.max() < 1.3
+    assert (known - torch.diag_embed(values)).abs().max() < 1e-3
+
+
+def test_muon_is_that_of_torch():
+    """But for c_attn, which is three matrices here."""
+    torch.manual_seed(0)
+    start, grads = torch.randn(24, 16), torch.randn(3, 24, 16)
+    ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    thirds = [torch.nn.Parameter(part.clone()) for part in start.split(8)]
+    c_attn = torch.nn.Parameter(start.clone())
+    options = {"weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
+    pairs = [(train.Muon({"mlp.c_fc.weight": ours}, 0.1, 0.1, torch.bfloat16),
+              torch.optim.Muon([theirs], 0.1, **options)),
+             (train.Muon({"attn.c_attn.weight": c_attn}, 0.1, 0.1, torch.bfloat16),
+              torch.optim.Muon(thirds, 0.1, **options))]
+    for grad in grads:
+        ours.grad = theirs.grad = c_attn.grad = grad
+        for third, part in zip(thirds, grad.split(8)):
+            third.grad = part
+        for mine, torchs in pairs:
+            mine.step()
+            torchs.step()
+    assert torch.allclose(ours, theirs, atol=0.01) and not torch.allclose(ours, start, atol=0.1)
+    assert torch.allclose(c_attn, torch.cat(thirds), atol=0.01)
+
+
+def test_optimizers_share_all_parameters():
+    model = GPT(GPTConfig(vocab_size=11, block_size=8, n_layer=2, n_head=1, n_embd=8))
+    for optimizer, n in (("muon", 2), ("adamw", 1)):
+        optimizers = train.make_optimizers(model, TrainConfig(optimizer=optimizer), CPU)
+        held = [p for o in optimizers for g in o.param_groups for p in g["params"]]
+        assert len(optimizers) == n and len(held) == len({id(p) for p in held}) \
+            == len(list(model.parameters()))
+        decayed = [p for o in optimizers for g in o.param_groups for p in g["params"]
+                   if g["weight_decay"]]
+        assert {p.dim() for p in decayed} == {2}
+
+
+def test_adamw_trains_and_resumes_too(toy, tmp_path):
+    args = ["--max_steps=4", "--eval_interval=2", "--optimizer=adamw"]
+    run(toy, tmp_path / "whole", *args)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "learning_rate", lambda step, cfg: math.nan if step == 2 else 1e-3)
+        with pytest.raises(ValueError):
+            run(toy, tmp_path / "parts", *args)
+    with pytest.raises(ValueError, match="trained with another optimizer"):
+        run(toy, tmp_path / "parts", "--max_steps=4", "--resume", "--optimizer=muon")
+    run(toy, tmp_path / "parts", *args, "--resume")
+    assert load_checkpoint(tmp_path / "parts/last.pt")[1]["step"] == 4
+
+
 # -- checkpoints and resuming
 
 def run(toy, out, *args):
@@ -371,6 +432,7 @@ def test_refusals(toy, tmp_path):
              (["--device=gpu"], "device=gpu: there is no such device"),
              (["--dtype=int8"], "dtype=int8 is not one of"),
              (["--compile=perhaps"], "compile=perhaps is not one of"),
+             (["--optimizer=sgd"], "optimizer=sgd is not one of"),
              (["--resume"], "no such checkpoint"),
              ([f"--data_dir={tmp_path}/none"], "meta.json: no such file: run prepare.py")]
     for args, message in cases:
