@@ -18,6 +18,7 @@ import os
 import pickle
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
@@ -208,7 +209,7 @@ class GPT(nn.Module):
         if targets is None:
             return self.lm_head(x), None
         if weights is None:
-            logits = self.lm_head(x)
+            logits = self.padded_head(x) if x.is_cuda else self.lm_head(x)
             total = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(),
                                     ignore_index=-1, reduction="sum")
             # A batch without any target has the loss 0, not 0 / 0.
@@ -217,6 +218,12 @@ class GPT(nn.Module):
         weights = weights[counts]
         each = F.cross_entropy(self.lm_head(x[counts]).float(), targets[counts], reduction="none")
         return None, (each * weights).sum() / weights.sum().clamp(min=1e-9)
+
+    def padded_head(self, x):
+        """x (B, T, C) -> logits (B, T, V) by a product whose size is a multiple of 128, which is what
+        GPUs are fast at: the vocabulary is filled up, and the surplus cut off again."""
+        weight = F.pad(self.lm_head.weight, (0, 0, 0, -self.config.vocab_size % 128))
+        return F.linear(x, weight)[..., :self.config.vocab_size]
 
     # -- generation
 
@@ -343,19 +350,18 @@ SAFETENSORS_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.
 
 def read_safetensors(path):
     """-> {name: float32 tensor} of the floating-point tensors in the file"""
-    with open(path, "rb") as f:
-        raw = f.read()
     try:
-        size = int.from_bytes(raw[:8], "little")
-        header = json.loads(raw[8:8 + size])
+        raw = np.memmap(path, mode="r")
+        size = int.from_bytes(raw[:8].tobytes(), "little")
+        header = json.loads(raw[8:8 + size].tobytes())
         header.pop("__metadata__", None)
         tensors = {}
         for name, entry in header.items():
             if entry["dtype"] in SAFETENSORS_DTYPES:
                 start, end = entry["data_offsets"]
-                data = bytearray(raw[8 + size + start:8 + size + end])
-                tensor = torch.frombuffer(data, dtype=SAFETENSORS_DTYPES[entry["dtype"]])
-                tensors[name] = tensor.view(entry["shape"]).float()
+                data = torch.from_numpy(np.array(raw[8 + size + start:8 + size + end]))
+                data = data.view(SAFETENSORS_DTYPES[entry["dtype"]])
+                tensors[name] = data.view(entry["shape"]).float()
         return tensors
     except (ValueError, KeyError, TypeError, RuntimeError) as e:
         raise ValueError(f"{path}: not a whole .safetensors file ({e})") from None

@@ -136,6 +136,11 @@ def test_loss_weights(gpt):
         gpt(idx, targets)[1].item(), rel=1e-5)
 
 
+def test_padded_head(gpt):
+    x = torch.randn(2, 8, 16)
+    assert torch.allclose(gpt.padded_head(x), gpt.lm_head(x), atol=1e-5)
+
+
 @pytest.mark.parametrize("weights", [None, torch.zeros(2, 8), torch.ones(2, 8)])
 def test_nothing_to_learn_gives_no_nan(gpt, weights):
     _, loss = gpt(tokens(2, 8), torch.full((2, 8), -1), weights)
