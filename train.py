@@ -62,6 +62,7 @@ class RunConfig:
 @dataclass
 class TrainConfig(RunConfig):
     data_dir: str = "data/toy"      # folder that prepare.py wrote
+    learning_rate: float = 6e-3     # the highest; about 2e-3 for adamw
     n_layer: int = 3                # blocks
     n_head: int = 4                 # attention heads in each
     n_embd: int = 128               # channels
@@ -446,8 +447,8 @@ def fit(model, cfg, machine, batches, evaluate, extra, resumed=None):
             evaluating = step % cfg.eval_interval == 0 or step == cfg.max_steps
             logging = step % cfg.log_interval == 0 or evaluating
             # Several processes stop together, at a step where they talk to each other anyway.
-            stopping = step < cfg.max_steps and (
-                machine.sum(interrupted())[0] > 0 if logging or machine.world == 1 else False)
+            stopping = (logging or machine.world == 1) and step < cfg.max_steps \
+                and machine.sum(interrupted())[0] > 0
             if logging or stopping:
                 losses = [loss / machine.world for loss in machine.sum(*losses)]
                 check_finite(losses, norm.item(), step, cfg.out_dir)
@@ -542,23 +543,22 @@ def bench(model, cfg, machine, batches, steps=20):
     hardware's rate that they reached, and what their time went to. Each is a median over steps."""
     optimizers = make_optimizers(model, cfg, machine)
     runner = make_runner(model, cfg, machine, math.inf)
-    parts = ("loading", "forward-backward", "optimizer")
     times, rates = [], []
+
+    def now():
+        if machine.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
     model.train()
     for step in tqdm(range(steps + 3), unit=" steps", disable=None if machine.is_main else True):
-        clock = [time.perf_counter()]
-
-        def tick():
-            if machine.device.type == "cuda":
-                torch.cuda.synchronize()
-            clock.append(time.perf_counter())
-
+        clock = [now()]
         micro = batches(step)
-        tick()
+        clock.append(now())
         forward_backward(runner, micro, machine)
-        tick()
+        clock.append(now())
         update(model, optimizers, learning_rate(step, cfg), cfg.grad_clip)
-        tick()
+        clock.append(now())
         if step >= 3:       # the first ones compile, and fill caches
             times.append(np.diff(clock))
             if not listed_peak(machine.device, machine.dtype):
@@ -579,7 +579,8 @@ def bench(model, cfg, machine, batches, steps=20):
         print(f"MFU {flops / seconds / peak:.1%} of {peak / 1e12:.4g} TFLOP/s"
               f"{' as measured between the steps' if rates else ''}")
         print(f"peak memory {memory / 2 ** 30:.2f} GiB")
-        for part, share in zip(parts, np.median(times, axis=0) / seconds):
+        for part, share in zip(("loading", "forward-backward", "optimizer"),
+                               np.median(times, axis=0) / seconds):
             print(f"{part:17} {share:6.1%}")
 
 
@@ -649,12 +650,13 @@ def main(argv):
 
     if cfg.bench:
         bench(model, cfg, machine, batches)
-        return
-    prepare_out_dir(cfg, machine, os.path.join(cfg.data_dir, "tokenizer.json"))
-    fit(model, cfg, machine, batches, evaluate, {"tokenizer_sha256": meta["tokenizer_sha256"]}, resumed)
+    else:
+        prepare_out_dir(cfg, machine, os.path.join(cfg.data_dir, "tokenizer.json"))
+        fit(model, cfg, machine, batches, evaluate,
+            {"tokenizer_sha256": meta["tokenizer_sha256"]}, resumed)
     if machine.world > 1:
         dist.destroy_process_group()
-    if machine.is_main:
+    if machine.is_main and not cfg.bench:
         print(f"wrote {cfg.out_dir}; next: python instruct.py"
               + ("" if cfg.out_dir == "out/toy" else f" --init_from={cfg.out_dir}"))
 
