@@ -41,6 +41,7 @@ class PrepareConfig:
     dna: list[str] = field(default_factory=list)        # FASTA files; without any input, the toy world
     english: list[str] = field(default_factory=list)    # UTF-8 text files, a blank line between paragraphs
     tasks: list[str] = field(default_factory=list)      # folders of train.csv, dev.csv, test.csv; Alpaca .json, .jsonl
+    keep_overlaps: bool = False     # keep training rows that stand inside held-out ones, or around them
     vocab_size: int = 640           # ids of the tokenizer
     split: str = "mixed"            # how DNA is read: mixed, mixed6, mixed1, none
     tokenizer: str = ""             # use this tokenizer.json and do not train one
@@ -356,8 +357,10 @@ def read_alpaca(path):
     return records
 
 
-def write_tasks(paths, folder):
-    """Turn every task under `paths` into Alpaca JSON in `folder` -> {file name: records}"""
+def write_tasks(paths, folder, keep_overlaps=False):
+    """Turn every task under `paths` into Alpaca JSON in `folder` -> {file name: records}. Training
+    rows that overlap with a row of any dev or test split are counted, and left out unless
+    keep_overlaps."""
     os.makedirs(folder, exist_ok=True)
     written = {}
 
@@ -369,6 +372,7 @@ def write_tasks(paths, folder):
             f.write("[\n" + ",\n".join(lines) + "\n]\n")
         written[name] = len(records)
 
+    tables = []         # (name of the file, its records) of the tasks that come as tables
     for path in paths:
         if not os.path.exists(path):
             raise FileNotFoundError(f"{path}: no such file or folder")
@@ -384,8 +388,77 @@ def write_tasks(paths, folder):
                              "test.csv, or an Alpaca file, .json or .jsonl")
         for task in tqdm(folders, desc="tasks", unit=" tasks", disable=None):
             for split, records in read_csv_task(task).items():
-                write(f"{records[0]['task']}.{split}.json", records)
+                tables.append((f"{records[0]['task']}.{split}.json", records))
+
+    train = [r for name, records in tables if name.endswith(".train.json") for r in records]
+    held_out = [r for name, records in tables if not name.endswith(".train.json") for r in records]
+    found = overlapping([r["input"] for r in train], [r["input"] for r in held_out])
+    found = {id(train[i]) for i in found}
+    for name, records in tables:
+        kept = [r for r in records if id(r) not in found]
+        if dropped := len(records) - len(kept):
+            print(f"{name}: {dropped:,} of {len(records):,} rows overlap with a held-out row"
+                  f"{', and are kept' if keep_overlaps else ': left out'}")
+        if not kept and not keep_overlaps:
+            raise ValueError(f"{name}: all rows overlap with a held-out row: mend the splits, or give "
+                             "--keep_overlaps")
+        write(name, records if keep_overlaps else kept)
     return written
+
+
+OVERLAP = 20        # bases: what is shorter stands in other sequences by mere chance
+
+
+def overlapping(train, held_out):
+    """Which training sequences give a held-out one away: they stand inside it, or around it, or are
+    the same, on either strand. train, held_out: lists of DNA -> set of places in `train`"""
+    train = {i: s for i, s in enumerate(train) if len(s) >= OVERLAP}
+    held_out = [s for s in held_out if len(s) >= OVERLAP]
+    if not train or not held_out:
+        return set()
+    numbers, train = list(train), list(train.values())
+    held_out = held_out + [reverse_complement(s) for s in held_out]
+    return {numbers[i] for i, _ in find_inside(train, held_out)} | \
+        {numbers[i] for _, i in find_inside(held_out, train)}
+
+
+def find_inside(short, long):
+    """Lists of DNA -> (i, j), ...: short[i] stands somewhere inside long[j]. The first bases of each
+    short one are looked for in all long ones at once, by number, and what they find is compared."""
+    k = min(32, min(map(len, short)))
+    first = window_numbers("".join(s[:k] for s in short).encode(), k)[::k]
+    order = np.argsort(first, kind="stable")
+    first = first[order]
+    marked = np.zeros(2 ** 22, dtype=bool)      # says of most windows at once that they are none
+    marked[hash_bits(first)] = True
+    text = " ".join(long)
+    ends = np.cumsum([len(s) + 1 for s in long])
+    for start in tqdm(range(0, len(text), 2 ** 20), desc="looking for overlaps", unit=" Mb", disable=None):
+        windows = window_numbers(text[start:start + 2 ** 20 + k - 1].encode(), k)
+        at = np.flatnonzero(marked[hash_bits(windows)])
+        low = np.searchsorted(first, windows[at], "left")
+        high = np.searchsorted(first, windows[at], "right")
+        for place, a, b in zip((at + start).tolist(), low.tolist(), high.tolist()):
+            for i in order[a:b].tolist():
+                if text.startswith(short[i], place):
+                    yield i, int(np.searchsorted(ends, place, "right"))
+
+
+def window_numbers(text, k):
+    """text: DNA as bytes -> a number for each window of k <= 32 bases in it, two bits a base, so that
+    equal windows have equal numbers. (Other letters count as A.)"""
+    base = np.zeros(256, dtype=np.uint64)
+    base[list(b"ACGT")] = range(4)
+    base = base[np.frombuffer(text, dtype=np.uint8)]
+    numbers = np.zeros(max(0, len(base) - k + 1), dtype=np.uint64)
+    for i in range(k):
+        numbers = numbers << np.uint64(2) | base[i:i + len(numbers)]
+    return numbers
+
+
+def hash_bits(numbers):
+    """-> 22 bits of each number, well mixed (Knuth's multiplicative hash)"""
+    return numbers * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(42)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -536,7 +609,8 @@ def main(argv):
         for path in cfg.dna + cfg.english:
             if not os.path.exists(path):
                 raise FileNotFoundError(f"{path}: no such file")
-        written = write_tasks(cfg.tasks, os.path.join(part, "tasks")) if cfg.tasks else {}
+        written = write_tasks(cfg.tasks, os.path.join(part, "tasks"), cfg.keep_overlaps) \
+            if cfg.tasks else {}
         if cfg.dna or cfg.english:
             tok = Tokenizer.load(cfg.tokenizer) if cfg.tokenizer \
                 else train_tokenizer(cfg, os.path.join(part, "tasks"))
@@ -562,9 +636,10 @@ def main(argv):
     for name, n in written.items():
         print(f"tasks/{name}: {n:,} instructions")
     given = "" if toy else f" --data_dir={cfg.data_dir}"
+    which = "*.train.json" if any(name.endswith(".train.json") for name in written) else "*.json"
     print(f"wrote {cfg.data_dir}; next: python " + (
         f"train.py{given}" if cfg.dna or cfg.english else
-        f"instruct.py --tasks='{cfg.data_dir}/tasks/*.json'"))
+        f"instruct.py --tasks='{cfg.data_dir}/tasks/{which}'"))
 
 
 if __name__ == "__main__":

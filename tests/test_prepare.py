@@ -169,10 +169,10 @@ def gue(folder, splits):
 
 
 def test_gue_tasks(tmp_path):
-    a, b, c = random_dna(70, 1), random_dna(70, 2), random_dna(70, 3)
+    a, b, c, d, e = (random_dna(70, seed) for seed in range(5))
     gue(tmp_path / "GUE/splice/reconstructed", {"train": [(a, 0), (b, 1)], "dev": [(c.lower(), 2)]})
     gue(tmp_path / "GUE/tf/3", {"train": [(a, 0), (b, 1)]})
-    gue(tmp_path / "GUE/mine/enhancers", {"test": [(a, "weak"), (b, "strong")]})
+    gue(tmp_path / "GUE/mine/enhancers", {"test": [(d, "weak"), (e, "strong")]})
     out = tmp_path / "data"
     prepare.main([f"--tasks={tmp_path}/GUE", f"--data_dir={out}"])
     files = {name: read_alpaca(str(out / "tasks" / name)) for name in os.listdir(out / "tasks")}
@@ -290,3 +290,51 @@ def test_toy_world_does_not_leak(toy):
         else:
             training += sequences
     assert not any(words(s) & testing for s in training)
+
+
+# -- overlaps
+
+@pytest.mark.parametrize("seed", range(5))
+def test_overlapping_equals_naive(seed):
+    """Sequences cut from a short genome, so that many overlap, some of them with N."""
+    rng = np.random.default_rng(seed)
+    genome = "".join(rng.choice(list("ACGTN"), p=[.25, .24, .25, .25, .01], size=400))
+
+    def cut(n):
+        for start, length, strand in zip(rng.integers(380, size=n), rng.integers(10, 80, size=n),
+                                         rng.integers(2, size=n)):
+            piece = genome[start:start + length]
+            yield reverse_complement(piece) if strand else piece
+
+    train, held_out = list(cut(150)), list(cut(30))
+    naive = {i for i, t in enumerate(train) if len(t) >= 20 and any(
+        t in h or t in reverse_complement(h) or h in t or reverse_complement(h) in t
+        for h in held_out if len(h) >= 20)}
+    assert prepare.overlapping(train, held_out) == naive and 10 < len(naive) < 140
+    assert prepare.overlapping(train, []) == prepare.overlapping([], held_out) == set()
+
+
+def test_window_numbers():
+    assert prepare.window_numbers(b"ACGTA", 3).tolist() == [0b000110, 0b011011, 0b101100]
+    assert prepare.window_numbers(b"AC", 3).tolist() == []
+    assert prepare.window_numbers(b"T" * 32, 32).tolist() == [2 ** 64 - 1]
+
+
+def test_overlapping_rows_are_left_out_of_training(tmp_path, capsys):
+    """The held-out rows of one task count for the others too."""
+    rng = np.random.default_rng(0)
+    a, b, c, d = ("".join(rng.choice(list("ACGT"), size=60)) for _ in range(4))
+    for task, split, sequences in (("x", "train", [a, b]), ("x", "test", [c]),
+                                   ("y", "train", [a[5:40], reverse_complement(c)[3:30], c + d]),
+                                   ("y", "dev", [d])):
+        os.makedirs(tmp_path / task, exist_ok=True)
+        (tmp_path / task / f"{split}.csv").write_text(
+            "sequence,label\n" + "".join(f"{s},yes\n" for s in sequences))
+    args = [f"--tasks={tmp_path}/x,{tmp_path}/y", f"--data_dir={tmp_path}/data"]
+    prepare.main(args)
+    assert "y.train.json: 2 of 3 rows overlap with a held-out row: left out" in capsys.readouterr().out
+    read = prepare.read_alpaca(f"{tmp_path}/data/tasks/y.train.json")
+    assert [r["input"] for r in read] == [a[5:40]]
+    assert len(prepare.read_alpaca(f"{tmp_path}/data/tasks/x.train.json")) == 2
+    prepare.main([*args, "--keep_overlaps"])
+    assert len(prepare.read_alpaca(f"{tmp_path}/data/tasks/y.train.json")) == 3
