@@ -122,6 +122,9 @@ def find_machine(cfg):
         torch.set_float32_matmul_precision("high")      # TF32
     elif device.type == "cpu":
         keep_memory()
+        # Compiled, the embedding's gradient would be added up in an order that differs each time.
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
     return Machine(device, dtype, world * peak_flops(device, dtype), rank, world)
 
 

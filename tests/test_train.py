@@ -208,6 +208,14 @@ def test_intervals_change_nothing_but_the_log(toy, tmp_path):
     assert read_log(tmp_path / "a")[-2:] == read_log(tmp_path / "b")[-2:]
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU takes a compiler")
+def test_compiled_runs_are_the_same_twice(toy, tmp_path):
+    for out in ("a", "b"):
+        run(toy, tmp_path / out, "--max_steps=8", "--dropout=0.1", "--compile=yes", "--dtype=auto")
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert read_log(tmp_path / "a") == read_log(tmp_path / "b")
+
+
 def test_best_is_not_overwritten_by_worse(toy, tmp_path):
     run(toy, tmp_path, "--max_steps=30", "--eval_interval=5", "--learning_rate=0.5")
     losses = {line["step"]: line["val_loss"] for line in read_log(tmp_path) if "val_loss" in line}
