@@ -295,8 +295,9 @@ class Muon(torch.optim.Optimizer):
     Beside torch.optim.Muon, this one sees that c_attn is three matrices, query, key and value;
     takes all matrices of a shape at once; and multiplies in the dtype that the machine is fast at.
 
-    Each step is as long as one of AdamW usually is, 0.2 for each element (Liu et al., 2025, "Muon is
-    scalable for LLM training"), so that the two can share a learning rate.
+    A step is as long as one of AdamW usually is, 0.2 times the learning rate in each element, root
+    mean square (Liu et al., 2025, "Muon is scalable for LLM training"), so that the two can share a
+    learning rate.
 
     hidden: {name: matrix}
     """

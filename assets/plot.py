@@ -45,10 +45,11 @@ def draw(folders, path):
                 x, y = zip(*known)
                 panel.plot(x, y, marker=".", linewidth=1.5, label=os.path.basename(
                     os.path.normpath(folder)))
-                panel.annotate(f"{y[-1]:.3f}", (x[-1], y[-1]), xytext=(0, 6), ha="right",
-                               textcoords="offset points", fontsize=8)
+                panel.annotate(f"{y[-1]:.3f}", (x[-1], y[-1]), xytext=(0, -6), ha="center",
+                               va="top", textcoords="offset points", fontsize=8)
     for panel, title in zip(axes, PANELS.values()):
         panel.set(title=title, xlabel="tokens seen, millions")
+        panel.margins(y=0.12)
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
     if len(folders) > 1:

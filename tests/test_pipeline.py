@@ -141,3 +141,15 @@ def test_toy_reaches_its_accuracy():
     for scores in tasks.values():
         assert scores["majority"] <= 0.6 and scores["accuracy"] >= 0.9
         assert abs(scores["exact_match"] - scores["accuracy"]) <= 0.02
+
+
+def test_plot(toy, tmp_path):
+    """A picture of one run and of two; a folder without evaluations is refused in one line."""
+    pytest.importorskip("matplotlib")
+    run = command("assets/plot.py", f"{toy}/out", f"{toy}/out", "--out=two.png", cwd=tmp_path)
+    assert run.stdout == "wrote two.png\n" and run.returncode == 0, run.stderr
+    assert (tmp_path / "two.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "tokens": 10, "loss": 3.0}\n')
+    run = command("assets/plot.py", ".", cwd=tmp_path)
+    assert run.returncode == 1 and run.stderr.startswith("error: ./log.jsonl: no evaluation in it")
+    assert not os.path.exists(tmp_path / "loss.png")
