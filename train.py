@@ -454,9 +454,9 @@ def fit(model, cfg, machine, batches, evaluate, extra, resumed=None):
             stopping = (logging or machine.world == 1) and step < cfg.max_steps \
                 and machine.sum(interrupted())[0] > 0
             if logging or stopping:
-                losses = [loss / machine.world for loss in machine.sum(*losses)]
+                *losses, new_tokens, flops = machine.sum(*losses, clocked_tokens, clocked_flops)
+                losses = [loss / machine.world for loss in losses]
                 check_finite(losses, norm.item(), step, cfg.out_dir)
-                new_tokens, flops = machine.sum(clocked_tokens, clocked_flops)
                 tokens += int(new_tokens)
                 seconds = time.perf_counter() - clock
                 bar.set_postfix(loss=f"{losses[-1]:.3f}")

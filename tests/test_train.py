@@ -18,6 +18,7 @@ from model import GPT, GPTConfig, load_checkpoint
 from conftest import SMALL, listing
 from train import Machine, TrainConfig, Windows, learning_rate, read_data, total_nats
 
+ROOT = os.path.dirname(os.path.abspath(train.__file__))
 CPU = Machine(torch.device("cpu"), torch.float32, peak=1e9)
 
 
@@ -305,8 +306,7 @@ train.main(sys.argv[1:])
 
 def start(*args, **env):
     """-> a process that is about to train"""
-    root = os.path.dirname(os.path.abspath(train.__file__))
-    process = subprocess.Popen([sys.executable, "-c", VICTIM, *map(str, args)], cwd=root, text=True,
+    process = subprocess.Popen([sys.executable, "-c", VICTIM, *map(str, args)], cwd=ROOT, text=True,
                                env=os.environ | env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout.readline() == "ready\n"
     return process
@@ -360,9 +360,8 @@ def test_two_processes_equal_one(toy, tmp_path, small):
 
 def torchrun(*args):
     """-> a job of two processes"""
-    root = os.path.dirname(os.path.abspath(train.__file__))
     return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone",
-                             "--nproc_per_node=2", f"{root}/train.py", *map(str, args)],
+                             "--nproc_per_node=2", f"{ROOT}/train.py", *map(str, args)],
                             env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True,
                             stderr=subprocess.PIPE, start_new_session=True)
 
