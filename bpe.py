@@ -725,8 +725,8 @@ def alpaca_prompt(instruction, input=""):
 def encode_prompts(tok, asked, rooms):
     """asked: list of (instruction, input); rooms: how many tokens each prompt may have. Where one is
     longer, tokens are cut off the end of its input, never of its instruction.
-    -> (list of lists of ids, None where not even the instruction fits; how many were trimmed)"""
-    prompts = [p.tolist() for p in tok.encode_batch([alpaca_prompt(*a) for a in asked])]
+    -> (list of arrays of ids, None where not even the instruction fits; how many were trimmed)"""
+    prompts = list(tok.encode_batch([alpaca_prompt(*a) for a in asked]))
     long = [i for i, prompt in enumerate(prompts) if len(prompt) > rooms[i]]
     inputs = dict(zip(long, tok.encode_batch([asked[i][1] for i in long])))
     keep = {i: len(inputs[i]) for i in long}        # tokens of input, for those still too long
@@ -739,7 +739,7 @@ def encode_prompts(tok, asked, rooms):
                 keep[i] = max(0, keep[i] - (len(prompts[i]) - rooms[i]))
         texts = [alpaca_prompt(asked[i][0], tok.decode(inputs[i][:n])) for i, n in keep.items()]
         for i, prompt in zip(list(keep), tok.encode_batch(texts)):
-            prompts[i] = prompt.tolist()
+            prompts[i] = prompt
             if len(prompt) <= rooms[i]:
                 del keep[i]
     return prompts, sum(prompts[i] is not None for i in long)

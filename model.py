@@ -59,6 +59,31 @@ class Cache:
         seen = torch.arange(self.max_length, device=k.device) <= position[..., None]
         return keys, values, seen[:, None]
 
+    def repeat(self, B):
+        """Make B rows of the only one."""
+        self.keys = [k.repeat(B, 1, 1, 1) for k in self.keys]
+        self.values = [v.repeat(B, 1, 1, 1) for v in self.values]
+
+
+class Prefix:
+    """Keys and values of the tokens that all rows of a training batch begin with. They are computed
+    once, as a row of their own, and all rows see them; gradients flow back through them."""
+
+    def __init__(self):
+        self.keys, self.values = [], []     # for each layer (1, H, P, D), with P tokens in common
+
+    def update(self, layer, k, v, position):
+        """The first time in each layer k, v are the prefix's own, (1, H, P, D); then the rows',
+        (B, H, T, D), at `position` (B, T). -> as Cache.update"""
+        if layer == len(self.keys):
+            self.keys.append(k)
+            self.values.append(v)
+        else:
+            k = torch.cat([self.keys[layer].expand(len(k), -1, -1, -1), k], dim=2)
+            v = torch.cat([self.values[layer].expand(len(v), -1, -1, -1), v], dim=2)
+        seen = torch.arange(k.size(2), device=k.device) <= position[..., None]
+        return k, v, seen[:, None]
+
 
 class CausalSelfAttention(nn.Module):
 
@@ -76,17 +101,21 @@ class CausalSelfAttention(nn.Module):
         q, k, v = (part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)
                    for part in self.c_attn(x).split(C, dim=2))
         dropout = self.dropout if self.training else 0.0
+        seen = None         # which keys each token sees: all before it, if nothing else is said
         if cache is not None:
             k, v, seen = cache.update(self.layer, k, v, position)
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
-        elif q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        if q.device.type == "cpu" and q.dtype == torch.bfloat16:
             # Attention written out. The fused kernel of a CPU leaves its bfloat16 units idle, and
             # takes about twice as long (three times where the context is short).
-            future = torch.full((T, T), -math.inf, device=q.device, dtype=q.dtype).triu(1)
-            scores = q / math.sqrt(q.size(-1)) @ k.transpose(-2, -1) + future       # (B, H, T, T)
+            if seen is None:
+                unseen = torch.full((T, T), -math.inf, device=q.device, dtype=q.dtype).triu(1)
+            else:
+                unseen = torch.zeros_like(seen, dtype=q.dtype).masked_fill(~seen, -math.inf)
+            scores = q / math.sqrt(q.size(-1)) @ k.transpose(-2, -1) + unseen   # (B, H, T, keys)
             y = F.dropout(F.softmax(scores, dim=-1), dropout) @ v
         else:
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=seen is None,
+                                               dropout_p=dropout)
         y = y.transpose(1, 2).reshape(B, T, C)      # the heads side by side again
         return F.dropout(self.c_proj(y), self.dropout, self.training)
 
@@ -172,13 +201,15 @@ class GPT(nn.Module):
         c = self.config
         return 6 * self.num_params() + 12 * c.n_layer * c.n_embd * length
 
-    def training_flops(self, idx, targets, weights=None):
+    def training_flops(self, idx, targets, weights=None, prefix=None):
         """Floating-point operations to train on a batch as forward() would be given it, which leaves
-        out the head where the weights are 0."""
-        flops = idx.numel() * self.flops_per_token(idx.size(1))
+        out the head where the weights are 0, and computes a prefix once."""
+        shared = 0 if prefix is None else prefix.numel()
+        tokens, computed = shared + idx.numel(), idx.numel()
         if weights is not None:
-            flops -= 6 * self.lm_head.weight.numel() * (weights == 0).sum().item()
-        return flops
+            computed = (weights > 0).sum().item()
+        return tokens * self.flops_per_token(shared + idx.size(1)) \
+            - 6 * self.lm_head.weight.numel() * (tokens - computed)
 
     def hidden(self, idx, position=None, cache=None):
         """idx (B, T) -> the state of each token before the head (B, T, C)"""
@@ -193,18 +224,24 @@ class GPT(nn.Module):
             x = block(x, position, cache)
         return self.transformer.ln_f(x)
 
-    def forward(self, idx, targets=None, weights=None, position=None, cache=None):
+    def forward(self, idx, targets=None, weights=None, prefix=None, position=None, cache=None):
         """
         idx: (B, T) token ids
         targets: (B, T) the id that should follow each token, -1 where there is nothing to learn
         weights: (B, T) how much each target counts; all the same if not given. Where it is 0 the
             head is not computed, which in tuning, with few answers among many prompts, saves much
+        prefix: (P,) tokens that stand before all rows and have no loss; they are computed once
         position: (B, T) where each token stands in its row; from 0 on if not given
         cache: what came before, a Cache; with it, `position` must be given
 
         -> logits (B, T, V), None with weights; and the loss, the mean over all targets in nats,
         None without targets
         """
+        if prefix is not None:
+            P, T = len(prefix), idx.size(1)
+            place, cache = torch.arange(P + T, device=idx.device), Prefix()
+            self.hidden(prefix[None], place[None, :P], cache)
+            position = place[P:].expand_as(idx)
         x = self.hidden(idx, position, cache)
         if targets is None:
             return self.lm_head(x), None
@@ -229,17 +266,45 @@ class GPT(nn.Module):
 
     def read(self, rows, room):
         """Read rows of ids, a list of B lists of any lengths, into a new cache with `room` for that
-        many tokens a row. -> logits of what follows each row (B, V), the cache, lengths (B,)"""
+        many tokens a row. What all rows begin with is computed once.
+        -> logits of what follows each row (B, V), the cache, lengths (B,)"""
+        P = common_prefix(rows) if len(rows) > 1 else 0
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
-        idx = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-        for b, row in enumerate(rows):
-            idx[b, :len(row)] = torch.tensor(row)
-        idx = idx.to(self.device)
-        position = torch.arange(idx.size(1), device=self.device).expand_as(idx)
         cache = Cache(room)
-        x = self.hidden(idx, position, cache)
-        last = x[torch.arange(len(rows), device=self.device), lengths - 1]      # (B, C)
+        if P:
+            place = torch.arange(P, device=self.device)[None]
+            self.hidden(torch.tensor([rows[0][:P]], device=self.device), place, cache)
+            cache.repeat(len(rows))
+        idx = torch.zeros(len(rows), max(map(len, rows)) - P, dtype=torch.long)
+        for b, row in enumerate(rows):
+            idx[b, :len(row) - P] = torch.tensor(row[P:])
+        position = torch.arange(P, P + idx.size(1), device=self.device).expand_as(idx)
+        x = self.hidden(idx.to(self.device), position, cache)
+        last = x[torch.arange(len(rows), device=self.device), lengths - P - 1]      # (B, C)
         return self.lm_head(last), cache, lengths
+
+    @torch.inference_mode()
+    def log_likelihoods(self, prompts, choices):
+        """How likely each of `choices` (lists of ids, <|endoftext|> at the end) is as the response to
+        each of `prompts` (lists of ids), of any lengths. The prompts are read once; each choice is
+        then laid over the one before in the cache.
+
+        -> log-likelihoods in nats (B, number of choices); and whether it is what the model would
+        write, taking the likeliest token each time: bool of the same shape"""
+        room = max(map(len, prompts)) + max(map(len, choices))
+        first, cache, lengths = self.read(prompts, room)
+        nats, greedy = [], []
+        for choice in choices:
+            ids = torch.tensor(choice, device=self.device).expand(len(prompts), -1)     # (B, T)
+            logits = first[:, None]
+            if len(choice) > 1:
+                position = lengths[:, None] + torch.arange(len(choice) - 1, device=self.device)
+                rest, _ = self(ids[:, :-1], position=position, cache=cache)
+                logits = torch.cat([logits, rest], dim=1)                               # (B, T, V)
+            each = F.log_softmax(logits.float(), dim=-1).gather(2, ids[..., None])
+            nats.append(each.sum(dim=(1, 2)))
+            greedy.append((logits.argmax(dim=-1) == ids).all(dim=1))
+        return torch.stack(nats, dim=1), torch.stack(greedy, dim=1)
 
     @torch.inference_mode()
     def generate(self, prompts, max_new_tokens, temperature=1.0, top_k=None, stop=None,
@@ -325,6 +390,13 @@ class GPT(nn.Module):
                       tie_word_embeddings=True)
         with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as f:
             json.dump(config, f, indent=2)
+
+
+def common_prefix(rows):
+    """-> how many ids the rows, lists of ids, begin with in common; the last of each not counted"""
+    first, last = min(rows), max(rows)      # in the order of a dictionary the most unlike ones
+    shortest = min(map(len, rows)) - 1
+    return next((i for i in range(shortest) if first[i] != last[i]), max(0, shortest))
 
 
 def choose(logits, temperature, top_k, generator=None):

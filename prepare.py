@@ -11,7 +11,8 @@ It writes to data_dir:
     val_dna.bin         held-out DNA, to report bits per base
     val_english.bin     held-out English, to report bits per byte
     meta.json           what is in the bins, and which tokenizer made them
-    tasks/*.json        the tasks as Alpaca instructions, a file for each split
+    tasks/*.json        the tasks as Alpaca instructions, a file for each split; .reworded.json are
+                        held-out rows asked in words that no training row has
 
 Input is read as a stream, twice: once to draw the tokenizer's sample, once to encode.
 """
@@ -41,6 +42,7 @@ class PrepareConfig:
     dna: list[str] = field(default_factory=list)        # FASTA files; without any input, the toy world
     english: list[str] = field(default_factory=list)    # UTF-8 text files, a blank line between paragraphs
     tasks: list[str] = field(default_factory=list)      # folders of train.csv, dev.csv, test.csv; Alpaca .json, .jsonl
+    describe: list[str] = field(default_factory=list)   # of tasks: "FOLDER: what is asked; LABEL = word; LABEL = word"
     keep_overlaps: bool = False     # keep training rows that stand inside held-out ones, or around them
     vocab_size: int = 640           # ids of the tokenizer
     split: str = "mixed"            # how DNA is read: mixed, mixed6, mixed1, none
@@ -206,7 +208,7 @@ def train_tokenizer(cfg, folder):
         sample += draw(tqdm(docs, desc=f"sampling {modality}", unit=" docs", disable=None),
                        cfg.tokenizer_mb * 1e6, rng)
     for path in sorted(glob.glob(os.path.join(glob.escape(folder), "*.json"))):
-        if not path.endswith((".dev.json", ".test.json")):
+        if not path.endswith((".dev.json", ".test.json", ".reworded.json")):
             prompts = (alpaca_prompt(r["instruction"]) + r["output"] for r in read_alpaca(path))
             sample += draw(prompts, cfg.tokenizer_mb * 1e6 / 100, rng)
     return Tokenizer.train(sample, cfg.vocab_size, cfg.split)
@@ -263,9 +265,11 @@ def write_bins(cfg, tok, folder):
 
 # What a folder of the GUE benchmark asks, by its path: the task in words, and a word for each label
 # id. The words are those of the DNAHLM paper; the splice sites are in the order of GUE's own labels
-# (the bases at the site say so), which the paper has mixed up. {} is the last folder's name.
+# (the bases at the site say so), which the paper has mixed up. The variants of the virus are in the
+# order in which the DNABERT-2 paper names them. {} is the last folder's name.
 PROMOTER = ["Non-promoter", "promoter"]
 FACTOR = ["Background Sequences", "Binding Sites"]
+VARIANTS = ["Alpha", "Beta", "Delta", "Eta", "Gamma", "Iota", "Kappa", "Lambda", "Zeta"]
 FAMILIES = [
     (r"core", "core promoter detection", PROMOTER),
     (r"prom", "promoter detection", PROMOTER),
@@ -274,54 +278,97 @@ FAMILIES = [
     (r"tf/\d+$", "human transcription factor {} binding site detection", FACTOR),
     (r"tf$", "transcription factor binding site detection", FACTOR),
     (r"EMP/", "{} histone mark detection", ["No Mark", "Mark"]),
+    (r"covid", "virus variant detection", VARIANTS),
 ]
-INSTRUCTION = ("Determine {what} of following dna sequence, The result will be one of the "
-               "following: {choices}.")
+SPLITS = {"train.csv": "train", "dev.csv": "dev", "test.csv": "test"}
+# The first is the paper's. Training rows have any of them, held-out rows have the first.
+WORDINGS = [
+    "Determine {what} of following dna sequence, The result will be one of the following: {choices}.",
+    "Classify this DNA sequence by {what}. Answer with one of: {choices}.",
+    "What does {what} say of the sequence below? The possible answers are {choices}.",
+    "Here is some DNA. Do {what}, and choose from {choices}.",
+]
+UNSEEN = "I need {what} for a piece of DNA; tell me which it is: {choices}."     # in no training row
 
 
-def read_csv_task(folder):
-    """A folder of train.csv, dev.csv, test.csv (any of them; columns sequence, label)
-    -> {split: list of Alpaca records}"""
-    splits = {}
-    for split in ("train", "dev", "test"):
-        path = os.path.join(folder, f"{split}.csv")
-        if os.path.exists(path):
-            splits[split] = list(read_csv(path))
-            if not splits[split]:
-                raise ValueError(f"{path}: no rows below the names of the columns")
+def describe_task(folder, labels, described):
+    """folder: of the task; labels: that stand in it; described: the config's `describe`
+    -> (the task's name, what it asks, {label: word})"""
     parent, leaf = os.path.abspath(folder).split(os.sep)[-2:]
     name = f"{parent}_{leaf}" if leaf.isdigit() or parent in ("EMP", "splice", "virus") else leaf
-    found = [(what, words) for pattern, what, words in FAMILIES
-             if re.search(pattern, f"{parent}/{leaf}")]
-    if found:
-        what, words = found[0]
-        words = {str(i): word for i, word in enumerate(words)}
-    else:
-        what = name.replace("_", " ")
-        words = {label: label for label in sorted({r["label"] for s in splits.values() for r in s})}
-    instruction = INSTRUCTION.format(what=what.format(leaf), choices=", ".join(words.values()))
+    for text in described:
+        pattern, colon, rest = text.partition(":")
+        what, *words = [part.strip() for part in rest.split(";")]
+        if not colon or not what or not all("=" in word for word in words):
+            raise ValueError(f"describe={text!r}: write FOLDER: what is asked; LABEL = word; ...")
+        if pattern.strip() in (leaf, name):
+            words = {label.strip(): word.strip() for label, _, word in
+                     (word.partition("=") for word in words)}
+            return name, what, words or {label: label for label in labels}
+    for pattern, what, words in FAMILIES:
+        if re.search(pattern, f"{parent}/{leaf}"):
+            return name, what.format(leaf), {str(i): word for i, word in enumerate(words)}
+    return name, name.replace("_", " "), {label: label for label in labels}
+
+
+def read_csv_task(path, described=(), seed=0):
+    """path: a folder of train.csv, dev.csv, test.csv (any of them), or one .csv, of which a tenth of
+    the rows become dev; columns sequence, label -> {split: list of Alpaca records}. The wordings of
+    training rows, and that tenth, are drawn by `seed`."""
+    splits = {}
+    if path.endswith(".csv"):
+        rows = list(read_csv(path))
+        if len(rows) < 20:
+            raise ValueError(f"{path}: {len(rows)} rows are too few to hold some out: give 20 or more")
+        order = np.random.default_rng(seed).permutation(len(rows))
+        splits = {"train": [rows[i] for i in sorted(order[len(rows) // 10:])],
+                  "dev": [rows[i] for i in sorted(order[:len(rows) // 10])]}
+    for name, split in SPLITS.items():
+        file = os.path.join(path, name)
+        if os.path.exists(file):
+            splits[split] = list(read_csv(file))
+    labels = sorted({row["label"] for rows in splits.values() for row in rows})
+    name, what, words = describe_task(path.removesuffix(".csv"), labels, described)
+    rng = np.random.default_rng((seed, zlib.crc32(name.encode())))
+    records = {}
     for split, rows in splits.items():
-        for number, row in enumerate(rows, start=2):
+        for row in rows:
             if row["label"] not in words:
-                raise ValueError(f"{folder}/{split}.csv: line {number}: label {row['label']!r} is "
-                                 f"none of {', '.join(words)}")
-        splits[split] = [{"instruction": instruction, "input": row["sequence"],
-                          "output": words[row["label"]], "task": name,
-                          "choices": list(words.values())} for row in rows]
-    return splits
+                raise ValueError(f"{row['where']}: label {row['label']!r} is none of "
+                                 f"{', '.join(words)}")
+        if split == "train" and len({row["label"] for row in rows}) == 1:
+            raise ValueError(f"{rows[0]['where']} and after: all training rows have the label "
+                             f"{rows[0]['label']!r}, of which a model learns nothing: give others too")
+        wordings = WORDINGS if split == "train" else WORDINGS[:1]
+        drawn = rng.integers(len(wordings), size=len(rows))
+        records[split] = [{"instruction": word_instruction(wordings[i], what, words.values()),
+                           "input": row["sequence"], "output": words[row["label"]], "task": name,
+                           "choices": list(words.values())} for i, row in zip(drawn, rows)]
+        if split != "train":
+            unseen = word_instruction(UNSEEN, what, words.values())
+            records[f"{split}.reworded"] = [r | {"instruction": unseen} for r in records[split]]
+    return records
+
+
+def word_instruction(wording, what, words):
+    return wording.format(what=what, choices=", ".join(words))
 
 
 def read_csv(path):
-    """-> {"sequence", "label"} of each row"""
+    """-> {"sequence", "label", "where": its file and line} of each row; there is at least one"""
     rows = csv.DictReader(read_lines(path))
     if not {"sequence", "label"} <= set(rows.fieldnames or ()):
         raise ValueError(f"{path}: the first line should name the columns sequence,label, and is "
                          f"{','.join(rows.fieldnames or ())[:80]!r}")
+    where = None
     for row in rows:
         where = f"{path}: line {rows.line_num}"
         if not row["sequence"] or not row["label"]:
             raise ValueError(f"{where}: a row without a sequence or without a label")
-        yield {"sequence": clean_dna(row["sequence"], where), "label": row["label"].strip()}
+        yield {"sequence": clean_dna(row["sequence"], where), "label": row["label"].strip(),
+               "where": where}
+    if not where:
+        raise ValueError(f"{path}: no rows below the names of the columns")
 
 
 def read_alpaca(path):
@@ -329,17 +376,17 @@ def read_alpaca(path):
     instruction and output are text, input is text if it is there, the output is one of the choices
     if there are any."""
     text = "".join(read_lines(path))
+    records, number = [], 1
     try:
         if text.lstrip().startswith("["):
             records = json.loads(text)
         else:
-            records, number = [], 0
             for number, line in enumerate(text.splitlines(), start=1):
                 if line.strip():
                     records.append(json.loads(line))
     except json.JSONDecodeError as e:
-        line = e.lineno if text.lstrip().startswith("[") else number
-        raise ValueError(f"{path}: line {line}, column {e.colno}: broken JSON: {e.msg}") from None
+        raise ValueError(f"{path}: line {number + e.lineno - 1}, column {e.colno}: broken JSON "
+                         f"({e.msg}): give an array of records, or one record a line") from None
     if not records:
         raise ValueError(f"{path}: no records")
     for number, r in enumerate(records, start=1):
@@ -352,15 +399,22 @@ def read_alpaca(path):
                                  "output, all text")
         if not isinstance(r.setdefault("input", ""), str):
             raise ValueError(f"{where}: its input is not text")
-        if "choices" in r and r["output"] not in r["choices"]:
-            raise ValueError(f"{where}: the output {r['output']!r} is not among its choices")
+        if not isinstance(r.get("task", ""), str):
+            raise ValueError(f"{where}: its task is not text")
+        if "choices" in r:
+            choices = r["choices"]
+            if not isinstance(choices, list) or not all(isinstance(c, str) and c for c in choices) \
+                    or len(set(choices)) < len(choices):
+                raise ValueError(f"{where}: its choices are not a list of texts, each another")
+            if r["output"] not in choices:
+                raise ValueError(f"{where}: the output {r['output']!r} is not among its choices")
     return records
 
 
-def write_tasks(paths, folder, keep_overlaps=False):
-    """Turn every task under `paths` into Alpaca JSON in `folder` -> {file name: records}. Training
+def write_tasks(cfg, folder):
+    """Turn every task of cfg.tasks into Alpaca JSON in `folder` -> {file name: records}. Training
     rows that overlap with a row of any dev or test split are counted, and left out unless
-    keep_overlaps."""
+    cfg.keep_overlaps."""
     os.makedirs(folder, exist_ok=True)
     written = {}
 
@@ -373,36 +427,36 @@ def write_tasks(paths, folder, keep_overlaps=False):
         written[name] = len(records)
 
     tables = []         # (name of the file, its records) of the tasks that come as tables
-    for path in paths:
+    for path in cfg.tasks:
         if not os.path.exists(path):
             raise FileNotFoundError(f"{path}: no such file or folder")
         if path.endswith((".json", ".jsonl")):
             write(os.path.splitext(os.path.basename(path))[0] + ".json", read_alpaca(path))
             continue
-        files = [path] if path.endswith(".csv") else \
-            glob.glob(os.path.join(glob.escape(path), "**", "*.csv"), recursive=True)
-        folders = sorted({os.path.dirname(f) for f in files
-                          if os.path.basename(f) in ("train.csv", "dev.csv", "test.csv")})
-        if not folders:
+        files = glob.glob(os.path.join(glob.escape(path), "**", "*.csv"), recursive=True)
+        found = [path] if path.endswith(".csv") and os.path.basename(path) not in SPLITS else \
+            sorted({os.path.dirname(f) for f in [path, *files] if os.path.basename(f) in SPLITS})
+        if not found:
             raise ValueError(f"{path}: no task: a task is a folder with train.csv, dev.csv or "
-                             "test.csv, or an Alpaca file, .json or .jsonl")
-        for task in tqdm(folders, desc="tasks", unit=" tasks", disable=None):
-            for split, records in read_csv_task(task).items():
+                             "test.csv, a .csv file, or an Alpaca file, .json or .jsonl")
+        for task in tqdm(found, desc="tasks", unit=" tasks", disable=None):
+            for split, records in read_csv_task(task, cfg.describe, cfg.seed).items():
                 tables.append((f"{records[0]['task']}.{split}.json", records))
 
     train = [r for name, records in tables if name.endswith(".train.json") for r in records]
-    held_out = [r for name, records in tables if not name.endswith(".train.json") for r in records]
+    held_out = [r for name, records in tables if name.endswith((".dev.json", ".test.json"))
+                for r in records]
     found = overlapping([r["input"] for r in train], [r["input"] for r in held_out])
     found = {id(train[i]) for i in found}
     for name, records in tables:
         kept = [r for r in records if id(r) not in found]
         if dropped := len(records) - len(kept):
             print(f"{name}: {dropped:,} of {len(records):,} rows overlap with a held-out row"
-                  f"{', and are kept' if keep_overlaps else ': left out'}")
-        if not kept and not keep_overlaps:
+                  f"{', and are kept' if cfg.keep_overlaps else ': left out'}")
+        if not kept and not cfg.keep_overlaps:
             raise ValueError(f"{name}: all rows overlap with a held-out row: mend the splits, or give "
                              "--keep_overlaps")
-        write(name, records if keep_overlaps else kept)
+        write(name, records if cfg.keep_overlaps else kept)
     return written
 
 
@@ -609,8 +663,7 @@ def main(argv):
         for path in cfg.dna + cfg.english:
             if not os.path.exists(path):
                 raise FileNotFoundError(f"{path}: no such file")
-        written = write_tasks(cfg.tasks, os.path.join(part, "tasks"), cfg.keep_overlaps) \
-            if cfg.tasks else {}
+        written = write_tasks(cfg, os.path.join(part, "tasks")) if cfg.tasks else {}
         if cfg.dna or cfg.english:
             tok = Tokenizer.load(cfg.tokenizer) if cfg.tokenizer \
                 else train_tokenizer(cfg, os.path.join(part, "tasks"))
@@ -634,7 +687,8 @@ def main(argv):
         if len(tok) < cfg.vocab_size and not cfg.tokenizer:
             print(f"The text has no more pairs to merge: {len(tok):,} ids, not {cfg.vocab_size:,}.")
     for name, n in written.items():
-        print(f"tasks/{name}: {n:,} instructions")
+        if not name.endswith(".reworded.json"):
+            print(f"tasks/{name}: {n:,} instructions")
     given = "" if toy else f" --data_dir={cfg.data_dir}"
     which = "*.train.json" if any(name.endswith(".train.json") for name in written) else "*.json"
     print(f"wrote {cfg.data_dir}; next: python " + (

@@ -59,7 +59,7 @@ def answer(model, tok, instruction, input, cfg, generator):
     (ids,), trimmed = encode_prompts(tok, [(instruction, input)], [room])
     if ids is None:
         raise ValueError(f"the instruction is longer than the {room} tokens that fit: shorten it")
-    response = complete(model, tok, ids, cfg, generator)
+    response = complete(model, tok, ids.tolist(), cfg, generator)
     return response + "\n(the input is too long, and was cut at its end)" * trimmed
 
 

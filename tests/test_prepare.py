@@ -176,7 +176,8 @@ def test_gue_tasks(tmp_path):
     out = tmp_path / "data"
     prepare.main([f"--tasks={tmp_path}/GUE", f"--data_dir={out}"])
     files = {name: read_alpaca(str(out / "tasks" / name)) for name in os.listdir(out / "tasks")}
-    assert sorted(files) == ["enhancers.test.json", "splice_reconstructed.dev.json",
+    assert sorted(files) == ["enhancers.test.json", "enhancers.test.reworded.json",
+                             "splice_reconstructed.dev.json", "splice_reconstructed.dev.reworded.json",
                              "splice_reconstructed.train.json", "tf_3.train.json"]
     splice = files["splice_reconstructed.train.json"] + files["splice_reconstructed.dev.json"]
     assert [r["output"] for r in splice] == ["Acceptor Sites", "Donor Sites", "Non-Splice Sites"]
@@ -187,6 +188,62 @@ def test_gue_tasks(tmp_path):
     assert files["enhancers.test.json"][0]["choices"] == ["strong", "weak"]
 
 
+def test_wordings(tmp_path):
+    """Training rows have several, held-out rows the paper's; one is in no training row."""
+    rows = [(random_dna(50, i), i % 2) for i in range(200)]
+    gue(tmp_path / "prom_300_all", {"train": rows[:100], "dev": rows[100:]})
+    found = prepare.read_csv_task(str(tmp_path / "prom_300_all"), seed=3)
+    asked = {split: Counter(r["instruction"] for r in records) for split, records in found.items()}
+    assert len(asked["train"]) == 4 and min(asked["train"].values()) > 10
+    paper = ("Determine promoter detection of following dna sequence, The result will be one of the "
+             "following: Non-promoter, promoter.")
+    assert list(asked["dev"]) == [paper] and paper in asked["train"]
+    assert len(asked["dev.reworded"]) == 1 and not asked["dev.reworded"].keys() & asked["train"].keys()
+    for a, b in zip(found["dev"], found["dev.reworded"]):
+        assert a | {"instruction": ""} == b | {"instruction": ""}
+    assert prepare.read_csv_task(str(tmp_path / "prom_300_all"), seed=3) == found
+
+
+@pytest.mark.parametrize("folder,name,what,words", [
+    ("GUE/prom/prom_300_tata", "prom_300_tata", "promoter detection", ["Non-promoter", "promoter"]),
+    ("GUE/prom/prom_core_all", "prom_core_all", "core promoter detection", ["Non-promoter", "promoter"]),
+    ("GUE/mouse/2", "mouse_2", "mouse transcription factor 2 binding site detection",
+     ["Background Sequences", "Binding Sites"]),
+    ("GUE/EMP/H3K4me1", "EMP_H3K4me1", "H3K4me1 histone mark detection", ["No Mark", "Mark"]),
+    ("GUE/virus/covid", "virus_covid", "virus variant detection", prepare.VARIANTS),
+    ("mine/enhancers", "enhancers", "enhancer strength", ["faint", "strong"]),
+    ("mine/colour", "colour", "the colour", ["0", "1"]),
+    ("mine/other_things", "other_things", "other things", ["0", "1"]),
+])
+def test_task_descriptions(tmp_path, folder, name, what, words):
+    gue(tmp_path / folder, {"train": [(random_dna(50, i), i % 2) for i in range(10)]})
+    records = prepare.read_csv_task(str(tmp_path / folder), [
+        "enhancers: enhancer strength; 0 = faint; 1 = strong", "colour: the colour"])["train"]
+    assert records[0]["task"] == name and records[0]["choices"] == words
+    assert [r["output"] for r in records] == words[:2] * 5
+    assert all(f"{what} " in r["instruction"] or f"{what}." in r["instruction"]
+               or f"{what}," in r["instruction"] for r in records)
+
+
+def test_one_csv_is_split(tmp_path):
+    path = write(tmp_path / "enhancers.csv", "id,sequence,label\n" + "".join(
+        f"{i},{random_dna(40, i)},{'strong' if i % 2 else 'weak'}\n" for i in range(100)))
+    found = prepare.read_csv_task(path)
+    assert {split: len(records) for split, records in found.items()} == {
+        "train": 90, "dev": 10, "dev.reworded": 10}
+    assert found["train"][0]["task"] == "enhancers"
+    assert len({r["input"] for split in ("train", "dev") for r in found[split]}) == 100
+    prepare.main([f"--tasks={path}", f"--data_dir={tmp_path}/data"])
+    assert len(read_alpaca(f"{tmp_path}/data/tasks/enhancers.dev.json")) == 10
+
+
+@pytest.mark.parametrize("text", ["no colon", "x:", "x: what; 0 no", ": ; "])
+def test_descriptions_refused(tmp_path, text):
+    gue(tmp_path / "x", {"train": [("ACGT", 0), ("AAAA", 1)]})
+    with pytest.raises(ValueError, match="write FOLDER: what is asked"):
+        prepare.read_csv_task(str(tmp_path / "x"), [text])
+
+
 @pytest.mark.parametrize("text,message", [
     ("seq,label\nACGT,1\n", "the first line should name the columns sequence,label"),
     ("", "an empty file"),
@@ -195,6 +252,8 @@ def test_gue_tasks(tmp_path):
     ("sequence,label\nACGT\n", "line 2: a row without"),
     ("sequence,label\nACGT,1\nMKLV,0\n", "line 3: 'L' is no nucleotide"),
     ("sequence,label\nACGT,1\nACGT,7\n", "line 3: label '7' is none of 0, 1"),
+    ("sequence,label\n,1\n", "line 2: a row without"),
+    ("sequence,label\nACGT,1\nACGA,1\n", "all training rows have the label '1'"),
 ])
 def test_csv_refused(tmp_path, text, message):
     os.makedirs(tmp_path / "prom_300_all")
@@ -224,6 +283,11 @@ def test_alpaca(tmp_path, text):
     ('[]', "no records"),
     ('[{"instruction": "a", "output": "b", "input": 3}]', "record 1: its input is not text"),
     ('[{"instruction": "a", "output": "b", "choices": ["c"]}]', "'b' is not among its choices"),
+    ('[{"instruction": "a", "output": "b", "choices": "abc"}]', "its choices are not a list"),
+    ('[{"instruction": "a", "output": "b", "choices": ["b", "b"]}]', "each another"),
+    ('[{"instruction": "a", "output": "b", "task": 7}]', "its task is not text"),
+    ('{\n "data": [\n]}', "line 1, column 2: broken JSON"),
+    ('{"data": []}', "record 1: no instruction"),
 ])
 def test_alpaca_refused(tmp_path, text, message):
     path = write(tmp_path / "x.json", text)
@@ -255,8 +319,9 @@ def test_failure_leaves_the_folder_as_it_was(toy, tmp_path):
 def test_toy_world(toy):
     tasks = {}
     for name in os.listdir(f"{toy}/data/tasks"):
-        task, split, _ = name.split(".")
-        tasks[task, split] = read_alpaca(f"{toy}/data/tasks/{name}")
+        task, split, *reworded = name.removesuffix(".json").split(".")
+        if not reworded:
+            tasks[task, split] = read_alpaca(f"{toy}/data/tasks/{name}")
     assert sorted(tasks) == [(t, s) for t in ("core_promoter", "promoter", "splice", "tf")
                              for s in ("test", "train")]
     for records in tasks.values():      # no label is commoner than the others
@@ -329,7 +394,7 @@ def test_overlapping_rows_are_left_out_of_training(tmp_path, capsys):
                                    ("y", "dev", [d])):
         os.makedirs(tmp_path / task, exist_ok=True)
         (tmp_path / task / f"{split}.csv").write_text(
-            "sequence,label\n" + "".join(f"{s},yes\n" for s in sequences))
+            "sequence,label\n" + "".join(f"{s},{i % 2}\n" for i, s in enumerate(sequences)))
     args = [f"--tasks={tmp_path}/x,{tmp_path}/y", f"--data_dir={tmp_path}/data"]
     prepare.main(args)
     assert "y.train.json: 2 of 3 rows overlap with a held-out row: left out" in capsys.readouterr().out
