@@ -2,7 +2,7 @@
 Ask a model: complete a text, answer an instruction, chat, score sequences.
 
     python sample.py                                          # the toy model answers an instruction
-    python sample.py --instruction="..." --input=ACGT...
+    python sample.py --instruction="..." --input=ACGT... --choices=yes,no
     python sample.py --chat
     python sample.py --prompt="The cell is" --temperature=0.8 --out_dir=out/toy
     python sample.py --score=sequences.fa --out_dir=out/toy
@@ -12,7 +12,7 @@ An out_dir of train.py or instruct.py is all it needs.
 import math
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -35,6 +35,7 @@ class SampleConfig:
     prompt: str = ""                # text to complete, as it is
     instruction: str = ""           # to answer
     input: str = ""                 # of the instruction, a sequence for example
+    choices: list[str] = field(default_factory=list)    # how likely is each of these as the answer?
     chat: bool = False              # read instructions from the terminal
     score: str = ""                 # FASTA file: print the bits per base of each record
     num_samples: int = 1            # completions of the prompt, or answers
@@ -52,30 +53,53 @@ def complete(model, tok, ids, cfg, generator):
     return tok.decode([i for i in new if i != tok.eot])
 
 
-def answer(model, tok, instruction, input, cfg, generator):
-    """-> the response to an instruction. An input that is too long is cut at its end, so that an
-    eighth of the context is left for the answer; it says so."""
+def answer(model, tok, instruction, input, cfg, generator, known=()):
+    """-> the response to an instruction, and where there are choices how likely each of them is among
+    them. An input that is too long is cut at its end, so that an eighth of the context is left for
+    the answer; it says so. known: the choices of the tasks that the model was tuned on"""
     room = model.config.block_size * 7 // 8
     (ids,), trimmed = encode_prompts(tok, [(instruction, input)], [room])
     if ids is None:
         raise ValueError(f"the instruction is longer than the {room} tokens that fit: shorten it")
-    response = complete(model, tok, ids.tolist(), cfg, generator)
+    ids = ids.tolist()
+    response = complete(model, tok, ids, cfg, generator)
+    choices = cfg.choices or find_choices(instruction, response, known)
+    if choices:
+        encoded = [c.tolist() + [tok.eot] for c in tok.encode_batch(choices)]
+        too_long = [c for c, e in zip(choices, encoded) if len(ids) + len(e) > model.config.block_size]
+        if too_long:
+            raise ValueError(f"the choice {too_long[0][:40]!r} is too long: shorten it")
+        chances = model.log_likelihoods([ids], encoded)[0][0].softmax(dim=0).tolist()
+        ranked = sorted(zip(chances, choices), reverse=True)
+        response += "\n(" + ", ".join(f"{c}: {p:.1%}" for p, c in ranked) + ")"
     return response + "\n(the input is too long, and was cut at its end)" * trimmed
 
 
+def find_choices(instruction, response, known):
+    """-> of the lists of choices that are known, the longest of which each stands in the instruction;
+    else one that the response is from; else none"""
+    named = [c for c in known if c and all(word in instruction for word in c)]
+    meant = [c for c in known if response in c]
+    return max(named or meant or [[]], key=len)
+
+
 def read_message(text):
-    """What somebody typed or pasted -> (instruction, input). Lines of nothing but DNA, of eight
-    letters and more together, wrapped or in lower case, are the input; FASTA headers are left out."""
+    """What somebody typed or pasted -> (instruction, input). Lines of nothing but nucleotides, of
+    four letters and more, wrapped, numbered or in lower case, are the input, and so is a run of
+    twelve letters and more within a line; FASTA headers are left out."""
     words, dna = [], []
     for line in text.splitlines():
-        if re.fullmatch(r"[\sACGTUNacgtun]{4,}", line) and line.strip():
-            dna.append(line)
-        elif not line.startswith(">"):
-            words.append(line.strip())
+        if line.startswith(">"):
+            continue
+        if re.fullmatch(r"[\s\d]*[ACGTUNacgtun][\sACGTUNacgtun]{3,}[\s\d]*", line):
+            dna.append(re.sub(r"\d", "", line))
+            continue
+        dna += re.findall(r"\b[ACGTUNacgtun]{12,}\b", line)
+        words.append(re.sub(r"\s*\b[ACGTUNacgtun]{12,}\b", "", line).strip())
     return " ".join(w for w in words if w), clean_dna("".join(dna), "input")
 
 
-def chat(model, tok, cfg, generator):
+def chat(model, tok, cfg, generator, known):
     """Answer one instruction after the other; nothing is remembered from one to the next."""
     print("Type an instruction, and a sequence on the lines below it if there is one; end with an "
           "empty line. Ctrl-D ends the chat.")
@@ -91,7 +115,7 @@ def chat(model, tok, cfg, generator):
         instruction, dna = read_message("\n".join(lines))
         if instruction:
             try:
-                print(answer(model, tok, instruction, dna, cfg, generator) + "\n")
+                print(answer(model, tok, instruction, dna, cfg, generator, known) + "\n")
             except ValueError as e:
                 print(f"{e}\n")
         elif dna:
@@ -138,12 +162,13 @@ def main(argv):
     model, state = load_checkpoint(path, device)
     tok = Tokenizer.load(os.path.join(cfg.out_dir, "tokenizer.json"), state["tokenizer_sha256"])
     model.eval()
+    known = state.get("choices", [])
     generator = torch.Generator(device).manual_seed(cfg.seed)
 
     if cfg.score:
         score_file(model, tok, cfg.score)
     elif cfg.chat:
-        chat(model, tok, cfg, generator)
+        chat(model, tok, cfg, generator, known)
     elif cfg.prompt:
         for _ in range(cfg.num_samples):
             print(cfg.prompt + complete(model, tok, tok.encode(cfg.prompt), cfg, generator) + "\n")
@@ -154,7 +179,7 @@ def main(argv):
         text = alpaca_prompt(instruction, input)
         print(text[text.index("### Instruction"):], end="")
         for _ in range(cfg.num_samples):
-            print(answer(model, tok, instruction, input, cfg, generator))
+            print(answer(model, tok, instruction, input, cfg, generator, known))
         if not cfg.instruction:
             print("\nnext: python sample.py --chat")
 

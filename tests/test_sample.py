@@ -1,6 +1,7 @@
 """Asking a model."""
 import math
 import os
+import re
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import torch
 import sample
 from bpe import Tokenizer
 from model import GPT, GPTConfig, load_checkpoint
-from sample import bits_per_base, read_message
+from sample import bits_per_base, find_choices, read_message
 
 ROOT = os.path.dirname(os.path.abspath(sample.__file__))
 
@@ -20,10 +21,22 @@ ROOT = os.path.dirname(os.path.abspath(sample.__file__))
     ("Is this a promoter?\n>chr1 a header\nacgtacgtac\n  ggnn\n", ("Is this a promoter?", "ACGTACGTACGGNN")),
     ("What is\na gene?", ("What is a gene?", "")),
     ("ACGTACGT", ("", "ACGTACGT")),
+    ("Is acgtacgtacgtaa a promoter?", ("Is a promoter?", "ACGTACGTACGTAA")),
+    ("Say it.\n   1 acgtacgtac gtacgtacgt\n  21 ggggg\n", ("Say it.", "ACGTACGTACGTACGTACGTGGGGG")),
+    ("Say it.\r\nACGU\r\n", ("Say it.", "ACGT")),
+    ("The cat\nMKLVAW", ("The cat MKLVAW", "")),
     ("", ("", "")),
 ])
 def test_read_message(text, expected):
     assert read_message(text) == expected
+
+
+def test_find_choices():
+    known = [["Non-promoter", "promoter"], ["yes", "no"], ["yes", "no", "perhaps"]]
+    assert find_choices("One of: Non-promoter, promoter.", "?", known) == known[0]
+    assert find_choices("One of: yes, no, perhaps.", "promoter", known) == known[2]
+    assert find_choices("Is it one?", "promoter", known) == known[0]
+    assert find_choices("Is it one?", "what", known) == find_choices("Is it?", "x", []) == []
 
 
 @pytest.mark.parametrize("bases", [8, 9, 40, 400])
@@ -67,6 +80,12 @@ def test_answers_and_completes(toy, capsys):
     assert capsys.readouterr().out.count("The ") == 2
     sample.main([f"--out_dir={toy}/out", "--instruction=Speak.", "--max_new_tokens=5"])
     assert capsys.readouterr().out.startswith("### Instruction:\nSpeak.\n\n### Response:\n")
+    sample.main([f"--out_dir={toy}/out", "--instruction=Speak.", "--choices=yes,no", "--max_new_tokens=5"])
+    chances = re.search(r"\((yes|no): ([\d.]+)%, (yes|no): ([\d.]+)%\)", capsys.readouterr().out)
+    assert {chances[1], chances[3]} == {"yes", "no"} and float(chances[2]) >= float(chances[4])
+    assert float(chances[2]) + float(chances[4]) == pytest.approx(100, abs=0.11)
+    with pytest.raises(ValueError, match="is too long: shorten it"):
+        sample.main([f"--out_dir={toy}/out", "--instruction=Speak.", "--choices=" + "long " * 400])
     with pytest.raises(ValueError, match="--input needs an --instruction"):
         sample.main([f"--out_dir={toy}/out", "--input=ACGT"])
 
