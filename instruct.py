@@ -47,7 +47,7 @@ class InstructConfig(RunConfig):
     general: list[str] = field(default_factory=list)        # Alpaca files of other instructions, to tune on too
     general_share: float = 0.1      # their share of the rows
     balance: float = 0.0            # 0: a task counts by its rows, 1: all tasks alike, 0.5: between
-    epochs: float = 1.0             # times through the tasks; 0: only score init_from
+    epochs: float = 2.0             # times through the tasks; 0: only score init_from
     max_steps: int = 0              # steps of the optimizer; 0: as epochs says
     batch_size: int = 16            # rows a micro-step
     optimizer: str = "adamw"        # muon (of the blocks' matrices, the rest by AdamW) or adamw
