@@ -169,9 +169,9 @@ def training_rows(records, tok, model, cfg):
 
 
 def collate(rows, prompt_loss_weight):
-    """Rows -> idx, targets, weights (B, T), padded to the longest row, and the prefix (P,), the tokens that all prompts begin with, which the rows are without. Row i's target
-    at t is its token at t + 1; padding has the target -1. Where prompts have a loss, there is no
-    prefix."""
+    """Rows -> idx, targets, weights (B, T), padded to the longest row, and the prefix (P,), the tokens
+    that all prompts begin with, which the rows are without. Row i's target at t is its token at
+    t + 1; padding has the target -1. Where prompts have a loss, there is no prefix."""
     P = common_prefix([r.prompt.tolist() for r in rows]) if prompt_loss_weight == 0 else 0
     T = max(len(r.prompt) + len(r.response) for r in rows) - P - 1
     idx = torch.zeros(len(rows), T, dtype=torch.long)
@@ -313,7 +313,8 @@ def add_shots(records, known, cfg):
     record is no example for itself, nor is its other strand."""
     records = list(records)
     pools = by_task(known)
-    for task, places in tqdm(by_task(records).items(), desc="worked examples", unit=" tasks", disable=None):
+    for task, places in tqdm(by_task(records).items(), desc="worked examples", unit=" tasks",
+                             disable=None):
         places = [i for i in places if records[i].get("choices")]
         pool = [known[i] for i in pools.get(task, [])]
         if not places or not pool:
@@ -506,45 +507,58 @@ def with_means(scores, **more):
 def table(result):
     """What scores.json holds -> a table as text, with the columns that there is something for"""
     mean = {key: result.get(f"mean_{key}") for key in COLUMNS}
-    rows = {name + " *" * (not s.get("tuned", True)): s for name, s in result["tasks"].items()} | {"mean": mean}
+    rows = {name + ("" if s.get("tuned", True) else " *"): s for name, s in result["tasks"].items()}
+    rows["mean"] = mean
     columns = [key for key in COLUMNS if any(s.get(key) is not None for s in rows.values())]
     width = max(map(len, rows))
     lines = [f"{'task':{width}}" + "".join(f"{COLUMNS[c]:>15}" for c in columns)]
+
+    def cell(key, value):
+        if value is None:
+            return ""
+        if key == "n":
+            return f"{value:,}"
+        return "{:.3f} {:.3f}".format(*value) if key == "mcc_interval" else f"{value:.3f}"
+
     for name, s in rows.items():
-        cells = ["" if s.get(c) is None else f"{s[c]:,}" if c == "n" else
-                 f"{s[c][0]:.3f}-{s[c][1]:.3f}" if c == "mcc_interval" else f"{s[c]:.3f}" for c in columns]
-        lines.append(f"{name:{width}}" + "".join(f"{c:>15}" for c in cells))
+        lines.append(f"{name:{width}}" + "".join(f"{cell(c, s.get(c)):>15}" for c in columns))
     if any(not s.get("tuned", True) for s in rows.values()):
         lines.append("* not tuned on")
     return "\n".join(lines)
 
 
 def compare(paths):
-    """The mcc of several runs side by side, as text. paths: scores.json files or folders of them; of
-    several joined by + it gives the mean, and the standard deviation."""
-    columns = {}
+    """The mcc of several runs side by side, as text; in the last line the mean over the tasks that
+    all of them have. paths: scores.json files or folders of them; of several joined by + it gives
+    the mean and the standard deviation."""
+    columns = []        # for each path {task: its mcc in each of the runs}
     for path in paths:
-        results = []
-        for part in path.split("+"):
-            file = os.path.join(part, "scores.json") if os.path.isdir(part) else part
+        runs = []
+        for file in path.split("+"):
+            file = os.path.join(file, "scores.json") if os.path.isdir(file) else file
             with open(file, encoding="utf-8") as f:
-                results.append(json.load(f))
-        columns[path] = {}
-        for name in results[0]["tasks"]:
-            found = [r["tasks"][name]["mcc"] for r in results if name in r["tasks"]]
-            if len(found) == len(results) and None not in found:
-                columns[path][name] = found
-        if columns[path]:
-            columns[path]["mean"] = np.mean(list(columns[path].values()), axis=0).tolist()
-    names = sorted({name for c in columns.values() for name in c} - {"mean"}) + ["mean"]
+                try:
+                    runs.append({name: s["mcc"] for name, s in json.load(f)["tasks"].items()})
+                except (json.JSONDecodeError, KeyError, TypeError):
+                    raise ValueError(f"{file}: not a scores.json that instruct.py wrote") from None
+        columns.append({name: [run[name] for run in runs] for name in runs[0]
+                        if all(run.get(name) is not None for run in runs)})
+    names = sorted({name for column in columns for name in column})
+    if shared := [name for name in names if all(name in column for column in columns)]:
+        last = f"mean of {len(shared)}"
+        for column in columns:
+            column[last] = np.mean([column[name] for name in shared], axis=0).tolist()
+        names.append(last)
     width = max(map(len, names))
+
+    def cell(found):
+        spread = f" ± {np.std(found, ddof=1):.3f}" if len(found) > 1 else ""
+        return f"{np.mean(found):.3f}{spread}" if found else ""
+
     lines = [f"column {i}: {path}" for i, path in enumerate(paths, start=1)]
     lines += ["", f"{'mcc':{width}}" + "".join(f"{i:>15}" for i in range(1, len(paths) + 1))]
-    for name in names:
-        cells = [c.get(name, []) for c in columns.values()]
-        lines.append(f"{name:{width}}" + "".join(
-            f"{'' if not c else f'{c[0]:.3f}' if len(c) == 1 else f'{np.mean(c):.3f} ± {np.std(c, ddof=1):.3f}':>15}"
-            for c in cells))
+    lines += [f"{name:{width}}" + "".join(f"{cell(column.get(name, [])):>15}" for column in columns)
+              for name in names]
     return "\n".join(lines)
 
 

@@ -41,7 +41,7 @@ class PrepareConfig:
     data_dir: str = "data/toy"      # folder to write to
     dna: list[str] = field(default_factory=list)        # FASTA files; without any input, the toy world
     english: list[str] = field(default_factory=list)    # UTF-8 text files, a blank line between paragraphs
-    tasks: list[str] = field(default_factory=list)      # folders of train.csv, dev.csv, test.csv; Alpaca .json, .jsonl
+    tasks: list[str] = field(default_factory=list)      # folders of train.csv, dev.csv, test.csv; other .csv; Alpaca .json, .jsonl
     describe: list[str] = field(default_factory=list)   # of tasks: "FOLDER: what is asked; LABEL = word; LABEL = word"
     keep_overlaps: bool = False     # keep training rows that stand inside held-out ones, or around them
     vocab_size: int = 640           # ids of the tokenizer

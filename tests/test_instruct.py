@@ -345,7 +345,7 @@ def test_interval():
 
 
 def test_compare(tmp_path):
-    for name, mccs in {"a": {"x": 0.1, "y": 0.5}, "b": {"x": 0.3, "y": 0.7}, "c": {"x": -0.2}}.items():
+    for name, mccs in {"a": {"x": 0.1, "y": 0.5}, "b": {"x": 0.3, "y": 0.7}, "c": {"x": -0.2}, "d": {"z": 0.1}}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "scores.json").write_text(json.dumps(
             {"tasks": {task: {"mcc": mcc} for task, mcc in mccs.items()}}))
@@ -353,7 +353,11 @@ def test_compare(tmp_path):
     *_, head, x, y, mean = text.splitlines()
     assert x.split() == ["x", "0.200", "±", "0.141", "-0.200"]
     assert y.split() == ["y", "0.600", "±", "0.141"]
-    assert mean.split() == ["mean", "0.400", "±", "0.141", "-0.200"]
+    assert mean.split() == ["mean", "of", "1", "0.200", "±", "0.141", "-0.200"]
+    assert "mean" not in compare([f"{tmp_path}/a", f"{tmp_path}/d"])
+    (tmp_path / "wrong.json").write_text("[]")
+    with pytest.raises(ValueError, match="wrong.json: not a scores.json"):
+        compare([f"{tmp_path}/wrong.json"])
 
 
 # -- the whole script
