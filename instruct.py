@@ -732,7 +732,7 @@ def main(argv):
         result = with_means(scores, config=asdict(cfg))
         config.write_json(file, result)
         print("\n" + table(result) + "\n")
-        print(f"wrote {file}; next: python sample.py"
+        print(f"wrote {cfg.scores or out_dir}; next: python sample.py"
               + ("" if out_dir == "out/toy-instruct" else f" --out_dir={out_dir}")
               + ", with --chat to talk to it")
     if machine.world > 1:
