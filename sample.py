@@ -55,9 +55,15 @@ def complete(model, tok, ids, cfg, generator):
 
 def answer(model, tok, instruction, input, cfg, generator, known=()):
     """-> the response to an instruction, and where there are choices how likely each of them is among
-    them. An input that is too long is cut at its end, so that an eighth of the context is left for
-    the answer; it says so. known: the choices of the tasks that the model was tuned on"""
-    room = model.config.block_size * 7 // 8
+    them. An input that is too long is cut at its end, so that there is room for the longest choice,
+    or where none are known an eighth of the context; it says so.
+    known: the choices of the tasks that the model was tuned on"""
+    words = cfg.choices or [c for choices in known for c in choices]
+    block_size = model.config.block_size
+    longest = max((len(e) + 1 for e in tok.encode_batch(words)), default=block_size // 8)
+    if longest > block_size // 2:
+        raise ValueError(f"a choice is {longest} tokens long, of {block_size} in all: shorten it")
+    room = block_size - longest
     (ids,), trimmed = encode_prompts(tok, [(instruction, input)], [room])
     if ids is None:
         raise ValueError(f"the instruction is longer than the {room} tokens that fit: shorten it")
@@ -66,9 +72,6 @@ def answer(model, tok, instruction, input, cfg, generator, known=()):
     choices = cfg.choices or find_choices(instruction, response, known)
     if choices:
         encoded = [c.tolist() + [tok.eot] for c in tok.encode_batch(choices)]
-        too_long = [c for c, e in zip(choices, encoded) if len(ids) + len(e) > model.config.block_size]
-        if too_long:
-            raise ValueError(f"the choice {too_long[0][:40]!r} is too long: shorten it")
         chances = model.log_likelihoods([ids], encoded)[0][0].softmax(dim=0).tolist()
         ranked = sorted(zip(chances, choices), reverse=True)
         response += "\n(" + ", ".join(f"{c}: {p:.1%}" for p, c in ranked) + ")"

@@ -84,7 +84,7 @@ def test_answers_and_completes(toy, capsys):
     chances = re.search(r"\((yes|no): ([\d.]+)%, (yes|no): ([\d.]+)%\)", capsys.readouterr().out)
     assert {chances[1], chances[3]} == {"yes", "no"} and float(chances[2]) >= float(chances[4])
     assert float(chances[2]) + float(chances[4]) == pytest.approx(100, abs=0.11)
-    with pytest.raises(ValueError, match="is too long: shorten it"):
+    with pytest.raises(ValueError, match="tokens long, of 256 in all: shorten it"):
         sample.main([f"--out_dir={toy}/out", "--instruction=Speak.", "--choices=" + "long " * 400])
     with pytest.raises(ValueError, match="--input needs an --instruction"):
         sample.main([f"--out_dir={toy}/out", "--input=ACGT"])
