@@ -33,7 +33,7 @@ from tqdm import tqdm
 import config
 from bpe import Tokenizer, encode_prompts
 from model import GPT, common_prefix, load_checkpoint
-from prepare import read_alpaca, reverse_complement, window_numbers
+from prepare import IUPAC, read_alpaca, reverse_complement, window_numbers
 from train import RunConfig, find_machine, fit, prepare_out_dir, resume_from
 
 
@@ -104,7 +104,7 @@ def by_task(records):
 
 
 def is_dna(text):
-    return re.fullmatch("[ACGTRYSWKMBDHVN]+", text) is not None
+    return re.fullmatch(f"[{IUPAC}]+", text) is not None
 
 
 def other_strand(records, patterns):
@@ -155,16 +155,21 @@ def encode_records(records, tok, block_size):
             for prompt, response, r in zip(prompts, responses, records)]
 
 
+def encode_strands(records, tok, block_size, patterns):
+    """-> as encode_records; and for tasks among the patterns row.other is the other strand's"""
+    rows = encode_records(records, tok, block_size)
+    turned = other_strand(records, patterns)
+    places = [i for i, r in enumerate(turned) if r is not None]
+    for i, other in zip(places, encode_records([turned[i] for i in places], tok, block_size)):
+        if rows[i] is not None:
+            rows[i] = rows[i]._replace(other=other)
+    return rows
+
+
 def training_rows(records, tok, model, cfg):
     """-> the rows to tune on, with what stands on the other strand where that is asked for"""
-    rows = encode_records(records, tok, model.config.block_size)
-    if cfg.reverse_complement:
-        turned = other_strand(records, cfg.either_strand)
-        places = [i for i, r in enumerate(turned) if r is not None]
-        for i, other in zip(places, encode_records([turned[i] for i in places], tok,
-                                                   model.config.block_size)):
-            if rows[i] is not None:
-                rows[i] = rows[i]._replace(other=other)
+    rows = encode_strands(records, tok, model.config.block_size,
+                          cfg.either_strand if cfg.reverse_complement else [])
     return [r for r in rows if r is not None]
 
 
@@ -412,9 +417,8 @@ def labels_of(records):
     return sorted({c for r in records for c in r.get("choices", [])})
 
 
-def score_task(model, tok, records, rows, others, cfg, machine, bar):
-    """-> the scores of the records of one task, over all processes. others: rows with the other
-    strand, None where there is none"""
+def score_task(model, tok, records, rows, cfg, machine, bar):
+    """-> the scores of the records of one task, over all processes"""
     labels = labels_of(records)
     confusion, exact = np.zeros((len(labels), len(labels))), 0
     mine = [i for i in range(machine.rank, len(rows), machine.world) if rows[i] is not None]
@@ -434,9 +438,9 @@ def score_task(model, tok, records, rows, others, cfg, machine, bar):
         with machine.autocast():
             nats, greedy = model.log_likelihoods([rows[i].prompt.tolist() for i in batch], ids)
             chances = nats.softmax(dim=1)
-            turned = [b for b, i in enumerate(batch) if others[i] is not None]
+            turned = [b for b, i in enumerate(batch) if rows[i].other is not None]
             if turned:
-                prompts = [others[batch[b]].prompt.tolist() for b in turned]
+                prompts = [rows[batch[b]].other.prompt.tolist() for b in turned]
                 chances[turned] += model.log_likelihoods(prompts, ids)[0].softmax(dim=1)
         best = chances.argmax(dim=1).tolist()
         for b, i in enumerate(batch):
@@ -455,21 +459,14 @@ def score(model, tok, records, cfg, machine):
     each token of it, given those before, that is the likeliest. majority is always giving the
     commonest answer."""
     model.eval()
-    block_size = model.config.block_size
-    rows = encode_records(records, tok, block_size)
-    others = [None] * len(records)
-    if cfg.both_strands:
-        turned = other_strand(records, cfg.either_strand)
-        places = [i for i, r in enumerate(turned) if r is not None]
-        for i, row in zip(places, encode_records([turned[i] for i in places], tok, block_size)):
-            others[i] = row
+    rows = encode_strands(records, tok, model.config.block_size,
+                          cfg.either_strand if cfg.both_strands else [])
     scores = {}
     with tqdm(total=len(records), desc="scoring", unit=" rows",
               disable=None if machine.is_main else True) as bar:
         for name, places in by_task(records).items():
-            scores[name] = score_task(model, tok, *([x[i] for i in places]
-                                                    for x in (records, rows, others)),
-                                      cfg, machine, bar)
+            scores[name] = score_task(model, tok, [records[i] for i in places],
+                                      [rows[i] for i in places], cfg, machine, bar)
     return scores
 
 
