@@ -49,7 +49,8 @@ class InstructConfig(RunConfig):
     balance: float = 0.0            # 0: a task counts by its rows, 1: all tasks alike, 0.5: between
     epochs: float = 2.0             # times through the tasks; 0: only score init_from
     max_steps: int = 0              # steps of the optimizer; 0: as epochs says
-    batch_size: int = 16            # rows a micro-step
+    batch_size: int = 16            # rows a micro-step; all of them ask the same, so:
+    gradient_accumulation_steps: int = 4    # micro-steps a step, those of all processes together
     optimizer: str = "adamw"        # muon (of the blocks' matrices, the rest by AdamW) or adamw
     eval_interval: int = 250        # steps between evaluations, each with a checkpoint
     prompt_loss_weight: float = 0.0     # of a prompt token; a response token has 1
@@ -155,22 +156,27 @@ def encode_records(records, tok, block_size):
             for prompt, response, r in zip(prompts, responses, records)]
 
 
-def encode_strands(records, tok, block_size, patterns):
-    """-> as encode_records; and for tasks among the patterns row.other is the other strand's"""
-    rows = encode_records(records, tok, block_size)
+def encode_strands(records, patterns, encode):
+    """-> encode(records), Rows or None; and for tasks among the patterns row.other is the other
+    strand's"""
+    rows = encode(records)
     turned = other_strand(records, patterns)
     places = [i for i, r in enumerate(turned) if r is not None]
-    for i, other in zip(places, encode_records([turned[i] for i in places], tok, block_size)):
+    for i, other in zip(places, encode([turned[i] for i in places])):
         if rows[i] is not None:
             rows[i] = rows[i]._replace(other=other)
     return rows
 
 
-def training_rows(records, tok, model, cfg):
+def rows_to_tune(records, encode, cfg):
     """-> the rows to tune on, with what stands on the other strand where that is asked for"""
-    rows = encode_strands(records, tok, model.config.block_size,
-                          cfg.either_strand if cfg.reverse_complement else [])
+    rows = encode_strands(records, cfg.either_strand if cfg.reverse_complement else [], encode)
     return [r for r in rows if r is not None]
+
+
+def rows_to_score(records, encode, cfg):
+    """-> a row, or None, for each record to score, likewise"""
+    return encode_strands(records, cfg.either_strand if cfg.both_strands else [], encode)
 
 
 def collate(rows, prompt_loss_weight):
@@ -195,8 +201,9 @@ def collate(rows, prompt_loss_weight):
 
 class Batches:
     """Batches of rows that ask the same and are of similar length: so almost nothing is padding, and
-    the words that all begin with are computed once. Every row of a task comes once before any comes
-    again; batch k is a function of the seed and k alone.
+    the words that all begin with are computed once. (A step of the optimizer should be several such
+    batches: with one alone the model swings from task to task.) Every row of a task comes once
+    before any comes again; batch k is a function of the seed and k alone.
 
     shares: {task: its share of the rows}; as many as there are if not given
     turn: the probability with which row.other, if there is one, is taken in place of a row
@@ -345,7 +352,8 @@ def kmer_floor(train, test, labels):
     logistic regression) on the square roots of their counts, its weight decay chosen on a tenth of
     the training records. train, test: records; labels: list of them -> confusion matrix on `test`"""
     def features(records):
-        return torch.from_numpy(count_kmers([r["input"] for r in records])).float().sqrt()
+        # Sparse: of the 4,096 words a sequence of 100 bases has at most 95.
+        return torch.from_numpy(count_kmers([r["input"] for r in records])).float().sqrt().to_sparse()
 
     def fit_linear(x, y, decay):
         weight = torch.zeros(x.size(1), len(labels), requires_grad=True)
@@ -367,8 +375,9 @@ def kmer_floor(train, test, labels):
     held_out, rest = order[:len(train) // 10 + 1], order[len(train) // 10 + 1:]
     right = {}
     for decay in (1e-3, 3e-3, 1e-2, 3e-2):
-        weight, bias = fit_linear(x[rest], y[rest], decay)
-        right[decay] = ((x[held_out] @ weight + bias).argmax(dim=1) == y[held_out]).sum().item()
+        weight, bias = fit_linear(x.index_select(0, rest), y[rest], decay)
+        found = x.index_select(0, held_out) @ weight + bias
+        right[decay] = (found.argmax(dim=1) == y[held_out]).sum().item()
     weight, bias = fit_linear(x, y, max(right, key=right.get))
     return confusion_matrix([r["output"] for r in test],
                             [labels[i] for i in (features(test) @ weight + bias).argmax(dim=1)], labels)
@@ -438,8 +447,7 @@ def score_task(model, tok, records, rows, cfg, machine, bar):
         with machine.autocast():
             nats, greedy = model.log_likelihoods([rows[i].prompt.tolist() for i in batch], ids)
             chances = nats.softmax(dim=1)
-            turned = [b for b, i in enumerate(batch) if rows[i].other is not None]
-            if turned:
+            if turned := [b for b, i in enumerate(batch) if rows[i].other]:
                 prompts = [rows[batch[b]].other.prompt.tolist() for b in turned]
                 chances[turned] += model.log_likelihoods(prompts, ids)[0].softmax(dim=1)
         best = chances.argmax(dim=1).tolist()
@@ -459,8 +467,7 @@ def score(model, tok, records, cfg, machine):
     each token of it, given those before, that is the likeliest. majority is always giving the
     commonest answer."""
     model.eval()
-    rows = encode_strands(records, tok, model.config.block_size,
-                          cfg.either_strand if cfg.both_strands else [])
+    rows = rows_to_score(records, lambda r: encode_records(r, tok, model.config.block_size), cfg)
     scores = {}
     with tqdm(total=len(records), desc="scoring", unit=" rows",
               disable=None if machine.is_main else True) as bar:
@@ -661,19 +668,28 @@ def classify(pretrained, tok, train, test, cfg, machine, tokenizer, extra):
         torch.manual_seed(cfg.seed)
         model = Classifier(replace(pretrained.config, dropout=cfg.dropout), len(labels)).to(machine.device)
         model.load_state_dict(pretrained.state_dict(), strict=False)
-        rows = classification_rows(known, labels, tok, model.config.block_size)
-        model = tune(model, replace(cfg, out_dir=os.path.join(cfg.out_dir, name)), machine, rows,
-                     collate_labels, tokenizer, extra).eval()
-        rows = sorted(classification_rows(asked, labels, tok, model.config.block_size),
-                      key=lambda r: len(r.prompt))
+
+        def encode(records):
+            return classification_rows(records, labels, tok, model.config.block_size)
+
+        model = tune(model, replace(cfg, out_dir=os.path.join(cfg.out_dir, name)), machine,
+                     rows_to_tune(known, encode, cfg), collate_labels, tokenizer, extra).eval()
+
+        def chances(rows):
+            with machine.autocast(), torch.inference_mode():
+                logits, _ = model(*(t.to(machine.device) for t in collate_labels(rows)))
+            return logits.float().softmax(dim=1)
+
+        rows = sorted(rows_to_score(asked, encode, cfg), key=lambda r: len(r.prompt))
         mine = rows[machine.rank::machine.world]
         confusion = np.zeros((len(labels), len(labels)))
         for i in range(0, len(mine), 4 * cfg.batch_size):
-            idx, targets = (t.to(machine.device) for t in collate_labels(mine[i:i + 4 * cfg.batch_size]))
-            with machine.autocast(), torch.inference_mode():
-                found = model(idx, targets)[0].argmax(dim=1)
-            confusion += confusion_matrix(targets[targets != -1].tolist(), found.tolist(),
-                                          range(len(labels)))
+            batch = mine[i:i + 4 * cfg.batch_size]
+            found = chances(batch)
+            if turned := [b for b, r in enumerate(batch) if r.other]:
+                found[turned] += chances([batch[b].other for b in turned])
+            confusion += confusion_matrix([int(r.response[0]) for r in batch],
+                                          found.argmax(dim=1).tolist(), range(len(labels)))
         confusion = np.array(machine.sum(*confusion.ravel())).reshape(confusion.shape)
         scores[name] = {"n": len(asked), **summarize(confusion), "majority": majority(asked)}
         if machine.is_main:     # the scores are wanted, and so many models would fill the disk
@@ -702,6 +718,9 @@ def main(argv):
     tok = Tokenizer.load(tokenizer, state["tokenizer_sha256"])
     extra = {"tokenizer_sha256": state["tokenizer_sha256"]}
 
+    def encode(records):
+        return encode_records(records, tok, model.config.block_size)
+
     if cfg.shots:
         test = add_shots(test, train, cfg)
         train = add_shots(train, train, cfg) if tuning else []
@@ -714,7 +733,8 @@ def main(argv):
         if tuning:
             # sample.py gives the chances of the choices of tasks that the model knows
             extra["choices"] = [list(c) for c in sorted({tuple(r.get("choices", ())) for r in tuned})]
-            model = tune(model, cfg, machine, training_rows(tuned + general, tok, model, cfg),
+            rows = rows_to_tune(tuned + general, encode, cfg)
+            model = tune(model, cfg, machine, rows,
                          lambda rows: collate(rows, cfg.prompt_loss_weight), tokenizer, extra,
                          task_shares(tuned, general, cfg))
         scores = score(model, tok, test, cfg, machine)

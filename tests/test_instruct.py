@@ -13,8 +13,8 @@ import prepare
 from bpe import Tokenizer, alpaca_prompt
 from conftest import SMALL, listing
 from instruct import (Batches, Classifier, InstructConfig, Row, add_shots, collate, collate_labels,
-                      compare, count_kmers, encode_records, kmer_floor, matthews, read_tasks, score, show,
-                      summarize, table, task_shares, training_rows, with_means)
+                      compare, count_kmers, encode_records, kmer_floor, matthews, read_tasks, rows_to_tune,
+                      score, show, summarize, table, task_shares, with_means)
 from model import GPT, GPTConfig, load_checkpoint
 from test_train import CPU, read_log, same, weights
 
@@ -162,8 +162,8 @@ def test_balance_and_general_share(balance, share, expected):
 def test_other_strand_in_tuning(tok):
     records = [LETTERS[0] | {"task": t, "input": "AACGTTTGGA"} for t in ("tf_1", "splice")] * 50
     cfg = InstructConfig(reverse_complement=0.5)
-    model = GPT(GPTConfig(len(tok), 200, 1, 1, 8))
-    batches = Batches(training_rows(records, tok, model, cfg), 10, 1, turn=0.5)
+    rows = rows_to_tune(records, lambda r: encode_records(r, tok, 200), cfg)
+    batches = Batches(rows, 10, 1, turn=0.5)
     found = Counter((r.task, "TCCAAACGTT" in tok.decode(r.prompt)) for k in range(batches.n)
                     for r in batches[k])
     assert found["splice", False] == 50 and found["splice", True] == 0
@@ -451,7 +451,8 @@ def test_classification_tuning(toy, tmp_path):
     """One model a task; the core promoters of the toy world have their TATA box at one place."""
     tune(toy, tmp_path / "out", f"--tasks={toy}/data/tasks/[cp]*.train.json", "--classify", "--floors=false",
          f"--eval_tasks={toy}/data/tasks/*.test.json", "--epochs=6", "--learning_rate=1e-2",
-         "--optimizer=muon")
+         "--optimizer=muon", "--gradient_accumulation_steps=1", "--either_strand=core*", "--both_strands",
+         "--reverse_complement=0.5")
     result = json.loads((tmp_path / "out/scores.json").read_text())
     assert set(result["tasks"]) == {"core_promoter", "promoter"}
     assert result["tasks"]["core_promoter"]["accuracy"] > 0.7

@@ -60,6 +60,7 @@ out_dir = "tuned"
 tasks = ["data/tasks/poly.train.json", "data/tasks/chat.json"]
 eval_tasks = ["data/tasks/poly.dev.json"]
 epochs = 8.0
+gradient_accumulation_steps = 1
 learning_rate = 3e-3
 warmup_steps = 10
 [sample]
