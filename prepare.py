@@ -49,6 +49,7 @@ class PrepareConfig:
     tokenizer: str = ""             # use this tokenizer.json and do not train one
     tokenizer_mb: float = 30.0      # megabytes of DNA, and of English, to train the tokenizer on
     val_fraction: float = 0.02      # share of DNA, and of English, that is held out
+    train_on: str = "both"          # dna, english, both: what train.bin gets; the rest is as ever, to compare
     seed: int = 1337                # of the tokenizer's sample and of the toy world
 
 
@@ -240,6 +241,8 @@ def write_bins(cfg, tok, folder):
 
     batch, size = [], 0
     for modality, held_out, text in documents(cfg, report=True):
+        if not held_out and cfg.train_on not in (modality, "both"):
+            continue
         batch.append((f"val_{modality}.bin" if held_out else "train.bin", modality, text))
         size += len(text)
         if size > 8e6:
@@ -254,6 +257,9 @@ def write_bins(cfg, tok, folder):
         if paths and not bins[f"val_{modality}.bin"]["tokens"]:
             raise ValueError(f"{', '.join(paths)}: too little to hold any out: give more, or a "
                              f"larger val_fraction than {cfg.val_fraction}")
+    if not bins["train.bin"]["documents"]:
+        raise ValueError(f"nothing is left to train on, with train_on={cfg.train_on} and "
+                         f"val_fraction={cfg.val_fraction}: give more text")
     meta = {"dtype": dtype.str, "vocab_size": len(tok), "split": tok.split,
             "tokenizer_sha256": file_sha256(os.path.join(folder, "tokenizer.json")), "bins": bins}
     config.write_json(os.path.join(folder, "meta.json"), meta)
@@ -651,6 +657,8 @@ def python_prose():
 def main(argv):
     cfg = config.from_command_line(PrepareConfig, "prepare", argv)
     Tokenizer.train([], cfg.vocab_size, cfg.split)      # a wrong value is refused now, not later
+    if cfg.train_on not in ("dna", "english", "both"):
+        raise ValueError(f"train_on={cfg.train_on} is not one of dna, english, both")
     part = cfg.data_dir.rstrip("/") + ".part"       # becomes data_dir when all has gone well
     shutil.rmtree(part, ignore_errors=True)
     os.makedirs(part)

@@ -150,6 +150,22 @@ def test_bins_hold_the_documents(tmp_path):
     assert set(found["val_dna.bin"]) <= set(genome) and set(found["val_english.bin"]) <= set(prose)
 
 
+@pytest.mark.parametrize("modality, size, other", [("dna", "bases", "bytes"), ("english", "bytes", "bases")])
+def test_train_on_one_modality(toy, tmp_path, modality, size, other):
+    """The rest is as ever: the vocabulary, what is held out, the tasks."""
+    with open(f"{toy}/data/meta.json") as f:
+        both = json.load(f)
+    raw = f"{toy}/data/raw"
+    prepare.main([f"--dna={raw}/genome.fa", f"--english={raw}/english.txt", f"--tasks={raw}",
+                  f"--data_dir={tmp_path}", "--vocab_size=400", "--val_fraction=0.1",
+                  f"--train_on={modality}"])
+    meta = json.loads((tmp_path / "meta.json").read_text())
+    train = meta["bins"].pop("train.bin")
+    before = both["bins"].pop("train.bin")
+    assert meta == both and train[size] == before[size] and train[other] == 0
+    assert sorted(listing(tmp_path / "tasks").values()) == sorted(listing(f"{toy}/data/tasks").values())
+
+
 def test_large_vocabulary_needs_32_bits(tmp_path, monkeypatch):
     monkeypatch.setattr(Tokenizer, "__len__", lambda tok: 70_000)
     fasta = write(tmp_path / "g.fa", "".join(f">{i}\n{random_dna(5000, i)}\n" for i in range(20)))
@@ -302,12 +318,15 @@ def test_failure_leaves_the_folder_as_it_was(toy, tmp_path):
     before = listing(f"{toy}/data")
     protein = write(tmp_path / "p.fa", ">ok\n" + random_dna(50_000) + "\n>p\nMKLV\n")
     tiny = write(tmp_path / "t.fa", ">ok\n" + random_dna(500) + "\n")
+    prose = write(tmp_path / "e.txt", "Cells divide. " * 40_000)
     for args, error in [([f"--dna={protein}"], "no nucleotide"),
                         ([f"--dna={tmp_path}/none.fa"], "none.fa: no such file"),
                         ([f"--tasks={tmp_path}"], "no task"),
                         ([f"--dna={tiny}"], "too little to hold any out"),
                         (["--vocab_size=100"], "vocab_size=100 is too small"),
-                        (["--split=mixt"], "split=mixt is not one of")]:
+                        (["--split=mixt"], "split=mixt is not one of"),
+                        (["--train_on=rna"], "train_on=rna is not one of"),
+                        ([f"--english={prose}", "--train_on=dna"], "nothing is left to train on")]:
         with pytest.raises((ValueError, OSError), match=error):
             prepare.main([f"--data_dir={toy}/data", *args])
         assert listing(f"{toy}/data") == before
