@@ -19,6 +19,7 @@ import json
 import math
 import os
 import re
+import shutil
 import warnings
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
@@ -659,13 +660,26 @@ def collate_labels(rows):
 
 
 def classify(pretrained, tok, train, test, cfg, machine, tokenizer, extra):
-    """Classification tuning: for each task a copy of the pretrained model -> {task: its scores}"""
+    """Classification tuning: for each task a copy of the pretrained model -> {task: its scores}, which
+    its own folder gets as soon as they are known: --resume goes on with the first task that has none."""
     scores, test_places = {}, by_task(test)
     for name, places in by_task(train).items():
         known, asked = [train[i] for i in places], [test[i] for i in test_places.get(name, [])]
         labels = labels_of(known + asked)
         if not asked or not labels:
             continue
+        one = replace(cfg, out_dir=os.path.join(cfg.out_dir, name), resume=False)
+        file = os.path.join(one.out_dir, "scores.json")
+        if cfg.resume and os.path.exists(file):
+            with open(file, encoding="utf-8") as f:
+                written = json.load(f)
+            if written["config"] == asdict(one):
+                scores[name] = written["tasks"][name]
+                continue
+        if cfg.resume and machine.is_main:      # what there is of this task is not at its end
+            shutil.rmtree(one.out_dir, ignore_errors=True)
+        if machine.world > 1:
+            dist.barrier()
         torch.manual_seed(cfg.seed)
         model = Classifier(replace(pretrained.config, dropout=cfg.dropout), len(labels)).to(machine.device)
         model.load_state_dict(pretrained.state_dict(), strict=False)
@@ -673,8 +687,8 @@ def classify(pretrained, tok, train, test, cfg, machine, tokenizer, extra):
         def encode(records):
             return classification_rows(records, labels, tok, model.config.block_size)
 
-        model = tune(model, replace(cfg, out_dir=os.path.join(cfg.out_dir, name)), machine,
-                     rows_to_tune(known, encode, cfg), collate_labels, tokenizer, extra).eval()
+        model = tune(model, one, machine, rows_to_tune(known, encode, cfg), collate_labels, tokenizer,
+                     extra).eval()
 
         def chances(rows):
             with machine.autocast(), torch.inference_mode():
@@ -694,8 +708,9 @@ def classify(pretrained, tok, train, test, cfg, machine, tokenizer, extra):
         confusion = np.array(machine.sum(*confusion.ravel())).reshape(confusion.shape)
         scores[name] = {"n": len(asked), **summarize(confusion), "majority": majority(asked)}
         if machine.is_main:     # the scores are wanted, and so many models would fill the disk
-            for file in ("last.pt", "best.pt"):
-                os.remove(os.path.join(cfg.out_dir, name, file))
+            config.write_json(file, with_means({name: scores[name]}, config=asdict(one)))
+            for checkpoint in ("last.pt", "best.pt"):
+                os.remove(os.path.join(one.out_dir, checkpoint))
     return scores
 
 
@@ -706,8 +721,6 @@ def main(argv):
     if cfg.compare:
         print(compare(cfg.compare))
         return
-    if cfg.classify and cfg.resume:
-        raise ValueError("--classify cannot --resume: it tunes a model for each task, and keeps none")
     tuning = cfg.epochs > 0 or cfg.max_steps > 0
     train = read_tasks(cfg.tasks) if tuning or cfg.shots else []
     test = read_tasks(cfg.eval_tasks)

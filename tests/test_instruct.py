@@ -449,17 +449,29 @@ def test_classifier_by_hand():
 
 def test_classification_tuning(toy, tmp_path):
     """One model a task; the core promoters of the toy world have their TATA box at one place."""
-    tune(toy, tmp_path / "out", f"--tasks={toy}/data/tasks/[cp]*.train.json", "--classify", "--floors=false",
-         f"--eval_tasks={toy}/data/tasks/*.test.json", "--epochs=6", "--learning_rate=1e-2",
-         "--optimizer=muon", "--gradient_accumulation_steps=1", "--either_strand=core*", "--both_strands",
-         "--reverse_complement=0.5")
+    keys = ["--classify", f"--tasks={toy}/data/tasks/[cp]*.train.json", "--floors=false",
+            f"--eval_tasks={toy}/data/tasks/*.test.json", "--epochs=6", "--learning_rate=1e-2",
+            "--optimizer=muon", "--gradient_accumulation_steps=1", "--either_strand=core*", "--both_strands",
+            "--reverse_complement=0.5"]
+    tune(toy, tmp_path / "out", *keys)
     result = json.loads((tmp_path / "out/scores.json").read_text())
     assert set(result["tasks"]) == {"core_promoter", "promoter"}
     assert result["tasks"]["core_promoter"]["accuracy"] > 0.7
     assert sorted(os.listdir(tmp_path / "out")) == ["core_promoter", "promoter", "scores.json"]
-    assert sorted(os.listdir(tmp_path / "out/promoter")) == ["config.json", "log.jsonl", "tokenizer.json"]
-    with pytest.raises(ValueError, match="--classify cannot --resume"):
-        tune(toy, tmp_path / "out", "--classify", "--resume")
+    files = ["config.json", "log.jsonl", "scores.json", "tokenizer.json"]
+    assert sorted(os.listdir(tmp_path / "out/promoter")) == files
+
+    # Stopped in its second task, it goes on there. It does not take what another configuration gave.
+    log = (tmp_path / "out/core_promoter/log.jsonl").read_bytes()
+    os.remove(tmp_path / "out/promoter/scores.json")
+    (tmp_path / "out/promoter/last.pt").write_text("half of it")
+    tune(toy, tmp_path / "out", *keys, "--resume")
+    again = json.loads((tmp_path / "out/scores.json").read_text())
+    assert again["tasks"] == result["tasks"]
+    assert (tmp_path / "out/core_promoter/log.jsonl").read_bytes() == log
+    assert sorted(os.listdir(tmp_path / "out/promoter")) == files
+    tune(toy, tmp_path / "out", *keys, "--resume", "--epochs=1")
+    assert json.loads((tmp_path / "out/scores.json").read_text())["tasks"] != result["tasks"]
 
 
 def test_only_scoring_is_repeatable(toy, tmp_path):
