@@ -481,11 +481,13 @@ def score(model, tok, records, cfg, machine):
 
 def add_floors(scores, train, test, tok, cfg, machine):
     """Add to each task's scores what a linear model on 6-mers gets, tuned on the same records, and
-    what the model gets that tuning began with."""
+    what the model gets that tuning began with. (The first process alone has use for them.)"""
     untuned, _ = load_checkpoint(os.path.join(cfg.init_from, "best.pt"), machine.device)
     zero_shot = score(untuned, tok, test, replace(cfg, both_strands=False), machine)
+    if not machine.is_main:
+        return
     train_places, test_places = by_task(train), by_task(test)
-    for name in tqdm(scores, desc="6-mers", unit=" tasks", disable=None if machine.is_main else True):
+    for name in tqdm(scores, desc="6-mers", unit=" tasks", disable=None):
         scores[name]["zero_shot_mcc"] = zero_shot[name]["mcc"]
         known = [train[i] for i in train_places.get(name, [])]
         asked = [test[i] for i in test_places[name]]
