@@ -765,9 +765,10 @@ def main(argv):
         result = with_means(scores, config=asdict(cfg))
         config.write_json(file, result)
         print("\n" + table(result) + "\n")
-        print(f"wrote {cfg.scores or out_dir}; next: python sample.py"
-              + ("" if out_dir == "out/toy-instruct" else f" --out_dir={out_dir}")
-              + ", with --chat to talk to it")
+        given = "" if out_dir == "out/toy-instruct" else f" --out_dir={out_dir}"
+        print(f"wrote {cfg.scores or out_dir}; next: " + (
+            f"python instruct.py --compare={file}, and other runs behind a comma" if cfg.classify
+            else f"python sample.py{given}, with --chat to talk to it"))
     if machine.world > 1:
         dist.destroy_process_group()
 
