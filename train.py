@@ -659,6 +659,7 @@ def main(argv):
         fit(model, cfg, machine, batches, evaluate,
             {"tokenizer_sha256": meta["tokenizer_sha256"]}, resumed)
     if machine.world > 1:
+        dist.barrier()      # the others are not to hang up while the first one writes its files
         dist.destroy_process_group()
     if machine.is_main and not cfg.bench:
         print(f"wrote {cfg.out_dir}; next: python instruct.py"
