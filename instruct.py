@@ -354,11 +354,14 @@ def kmer_floor(train, test, labels):
     logistic regression) on the square roots of their counts, its weight decay chosen on a tenth of
     the training records. train, test: records; labels: list of them -> confusion matrix on `test`"""
     def sparse(counts):
+        """(n, 4096) -> the roots of the counts as a sparse matrix, and its transpose"""
+        places = np.nonzero(counts)
+        roots = np.sqrt(counts[places], dtype=np.float32)
         with warnings.catch_warnings(action="ignore"):      # of torch's that this layout is new
-            return torch.from_numpy(counts).float().sqrt().to_sparse_csr()
+            x = torch.sparse_coo_tensor(np.stack(places), roots, counts.shape)
+            return x.to_sparse_csr(), x.t().to_sparse_csr()
 
-    def fit_linear(counts, y, decay):
-        x, xt = sparse(counts), sparse(counts.T)
+    def fit_linear(x, xt, y, decay):
         weight, bias = torch.zeros(x.size(1), len(labels)), torch.zeros(len(labels))
         optimizer = torch.optim.LBFGS([weight, bias], max_iter=40, line_search_fn="strong_wolfe")
 
@@ -370,19 +373,20 @@ def kmer_floor(train, test, labels):
             return F.cross_entropy(logits, y) + decay * (weight ** 2).sum()
 
         optimizer.step(closure)
-        return lambda counts: (sparse(counts) @ weight + bias).argmax(dim=1)
+        return lambda x: (x @ weight + bias).argmax(dim=1)
 
     y = torch.tensor([labels.index(r["output"]) for r in train])
     counts = count_kmers([r["input"] for r in train])
     order = np.random.default_rng(0).permutation(len(train))
     held_out, rest = order[:len(train) // 10 + 1], order[len(train) // 10 + 1:]
+    matrices, (asked, _) = sparse(counts[rest]), sparse(counts[held_out])
     right = {}
     for decay in (1e-3, 3e-3, 1e-2, 3e-2):
-        predict = fit_linear(counts[rest], y[rest], decay)
-        right[decay] = (predict(counts[held_out]) == y[held_out]).sum().item()
-    predict = fit_linear(counts, y, max(right, key=right.get))
-    return confusion_matrix([r["output"] for r in test],
-                            [labels[i] for i in predict(count_kmers([r["input"] for r in test]))], labels)
+        predicted = fit_linear(*matrices, y[rest], decay)(asked)
+        right[decay] = (predicted == y[held_out]).sum().item()
+    predict = fit_linear(*sparse(counts), y, max(right, key=right.get))
+    asked, _ = sparse(count_kmers([r["input"] for r in test]))
+    return confusion_matrix([r["output"] for r in test], [labels[i] for i in predict(asked)], labels)
 
 
 # ----------------------------------------------------------------------------------------------
