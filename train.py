@@ -361,11 +361,11 @@ class Log:
         with open(f"{path}.tmp", "w", encoding="utf-8") as f:
             f.writelines(kept)
         os.replace(f"{path}.tmp", path)
-        self.file = open(path, "a", encoding="utf-8")
+        self.path = path
 
     def write(self, **line):
-        self.file.write(json.dumps(line) + "\n")
-        self.file.flush()
+        with open(self.path, "a", encoding="utf-8") as f:
+            f.write(json.dumps(line) + "\n")
 
 
 def forward_backward(runner, micro, machine):
