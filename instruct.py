@@ -354,14 +354,14 @@ def kmer_floor(train, test, labels):
     logistic regression) on the square roots of their counts, its weight decay chosen on a tenth of
     the training records. train, test: records; labels: list of them -> confusion matrix on `test`"""
     def sparse(counts):
-        """(n, 4096) -> the roots of the counts as a sparse matrix, and its transpose"""
+        """(n, 4096) -> the roots of the counts as a sparse matrix"""
         places = np.nonzero(counts)
         roots = np.sqrt(counts[places], dtype=np.float32)
         with warnings.catch_warnings(action="ignore"):      # of torch's that this layout is new
-            x = torch.sparse_coo_tensor(np.stack(places), roots, counts.shape)
-            return x.to_sparse_csr(), x.t().to_sparse_csr()
+            return torch.sparse_coo_tensor(np.stack(places), roots, counts.shape).to_sparse_csr()
 
     def fit_linear(x, xt, y, decay):
+        """xt: x transposed, for the gradient"""
         weight, bias = torch.zeros(x.size(1), len(labels)), torch.zeros(len(labels))
         optimizer = torch.optim.LBFGS([weight, bias], max_iter=40, line_search_fn="strong_wolfe")
 
@@ -379,13 +379,15 @@ def kmer_floor(train, test, labels):
     counts = count_kmers([r["input"] for r in train])
     order = np.random.default_rng(0).permutation(len(train))
     held_out, rest = order[:len(train) // 10 + 1], order[len(train) // 10 + 1:]
-    matrices, (asked, _) = sparse(counts[rest]), sparse(counts[held_out])
+    x, known = sparse(counts[rest]), sparse(counts[held_out])
+    xt = x.t().to_sparse_csr()
     right = {}
     for decay in (1e-3, 3e-3, 1e-2, 3e-2):
-        predicted = fit_linear(*matrices, y[rest], decay)(asked)
+        predicted = fit_linear(x, xt, y[rest], decay)(known)
         right[decay] = (predicted == y[held_out]).sum().item()
-    predict = fit_linear(*sparse(counts), y, max(right, key=right.get))
-    asked, _ = sparse(count_kmers([r["input"] for r in test]))
+    x = sparse(counts)
+    predict = fit_linear(x, x.t().to_sparse_csr(), y, max(right, key=right.get))
+    asked = sparse(count_kmers([r["input"] for r in test]))
     return confusion_matrix([r["output"] for r in test], [labels[i] for i in predict(asked)], labels)
 
 
