@@ -95,6 +95,21 @@ def test_attention_written_out(gpt):
     assert (gpt.bfloat16()(idx)[0] - exact).abs().max() < 0.02 * exact.abs().max()
 
 
+@pytest.mark.parametrize("T", [1, 3, 64, 65, 160])
+def test_attention_in_parts(T, monkeypatch):
+    """Compiled, it takes the tokens in parts: the same values and gradients as all at once."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, T, 8, requires_grad=True) for _ in range(3))
+    weights = torch.randn(2, 3, T, 8)
+    mine = model_module.attention(q, k, v, None, 0.0)
+    whole = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    assert torch.allclose(mine, whole, atol=1e-6)
+    for a, b in zip(torch.autograd.grad((mine * weights).sum(), (q, k, v)),
+                    torch.autograd.grad((whole * weights).sum(), (q, k, v))):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
 def test_gelu_by_sigmoid(monkeypatch):
     x = torch.linspace(-8, 8, 1001)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
