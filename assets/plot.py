@@ -57,17 +57,13 @@ def draw_loss(folders, path):
             known = [(e["tokens"] / 1e6, e[key]) for e in evaluations if e[key] is not None]
             if known:
                 x, y = zip(*known)
-                panel.plot(x, y, marker=".", linewidth=1.5, label=os.path.basename(
-                    os.path.normpath(folder)))
-                panel.annotate(f"{y[-1]:.3f}", (x[-1], y[-1]), xytext=(0, -6), ha="center",
-                               va="top", textcoords="offset points", fontsize=8)
+                name = os.path.basename(os.path.normpath(folder))
+                panel.plot(x, y, marker=".", linewidth=1.5, label=f"{name}: {y[-1]:.3f}")
     for panel, title in zip(axes, PANELS.values()):
         panel.set(title=title, xlabel="tokens seen, millions")
-        panel.margins(y=0.12)
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
-    if len(folders) > 1:
-        axes[1].legend(frameon=False)
+        panel.legend(frameon=False)     # each run with the loss that it ended with
     figure.savefig(path, dpi=150)
 
 
