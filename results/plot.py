@@ -1,134 +1,230 @@
 """
-Draw the loss of runs from their log.jsonl, bits per base of DNA and bits per byte of English; or the
-scores of runs from their scores.json, beside what they have to be compared with.
+Draw runs, or print their scores side by side.
 
-    pip install matplotlib
-    python assets/plot.py out/laptop                            # writes out/laptop/loss.png
-    python assets/plot.py out/a out/b out/c --out=loss.png      # several runs, side by side
-    python assets/plot.py --scores out/laptop-instruct          # writes out/laptop-instruct/scores.png
+    python -m results.plot out/laptop                       # the loss, to out/laptop/loss.png
+    python -m results.plot out/a out/b --out=loss.png       # several runs in one picture
+    python -m results.plot --scores out/laptop-instruct     # MCC per task, to scores.png there
+    python -m results.plot --compare out/a out/b+out/c      # a table of MCC; b+c: mean ± std
+
+The loss comes from log.jsonl, in bits per base of DNA and bits per byte of English; the scores
+come from scores.json. Pictures need matplotlib (`pip install matplotlib`), the table does not.
 """
 import argparse
 import json
 import os
-import sys
+from statistics import mean, stdev
 
-import matplotlib
-
-matplotlib.use("Agg")       # to a file; no screen is needed
-import matplotlib.pyplot as plt
+import config
 
 PANELS = {"bits_per_base": "DNA: bits per base", "bits_per_byte": "English: bits per byte"}
 
-# MCC on GUE, in the names of prepare.py. The paper's is recomputed from its published answers, on a
-# random split of its own (Wang Liang, 2024, arXiv 2410.16917). DNABERT-2's, one model fine-tuned for
-# each task, is on the official test splits (Zhou et al., 2023, arXiv 2306.15006).
-PUBLISHED = {
-    "DNAHLM": {"prom_300_all": .841, "prom_core_all": .691, "splice_reconstructed": .668},
-    "DNABERT-2": {"prom_300_all": .868, "prom_300_notata": .943, "prom_300_tata": .716,
-                  "prom_core_all": .694, "prom_core_notata": .680, "prom_core_tata": .742,
-                  "tf_0": .720, "tf_1": .761, "tf_2": .665, "tf_3": .585, "tf_4": .774,
-                  "mouse_0": .568, "mouse_1": .848, "mouse_2": .793, "mouse_3": .665, "mouse_4": .527,
-                  "splice_reconstructed": .850},
+# MCC on GUE, under the task names that prepare.py gives. The DNAHLM paper's are recomputed from
+# its published answers, on a random split of its own (Wang Liang, 2024, arXiv 2410.16917).
+# DNABERT-2 is one model fine-tuned per task, on the official test splits (Zhou et al., 2023,
+# arXiv 2306.15006).
+DNAHLM = {"prom_300_all": .841, "prom_core_all": .691, "splice_reconstructed": .668}
+DNABERT_2 = {
+    "prom_300_all": .868, "prom_300_notata": .943, "prom_300_tata": .716,
+    "prom_core_all": .694, "prom_core_notata": .680, "prom_core_tata": .742,
+    "tf_0": .720, "tf_1": .761, "tf_2": .665, "tf_3": .585, "tf_4": .774,
+    "mouse_0": .568, "mouse_1": .848, "mouse_2": .793, "mouse_3": .665, "mouse_4": .527,
+    "splice_reconstructed": .850,
 }
 
 
+def pyplot():
+    """-> matplotlib.pyplot, drawing into files; ValueError where matplotlib is missing"""
+    try:
+        import matplotlib
+    except ModuleNotFoundError:
+        raise ValueError("matplotlib is missing, which draws the pictures: "
+                         "pip install matplotlib") from None
+    matplotlib.use("Agg")       # needs no screen
+    from matplotlib import pyplot as plt
+    return plt
+
+
+def run_name(path):
+    """-> the name of a run in a legend: out/laptop/ -> laptop"""
+    return os.path.basename(os.path.normpath(path))
+
+
+def tidy(axis):
+    """The look that all panels share: a light grid, no box."""
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+# ----------------------------------------------------------------------------------------------
+# The loss
+
 def read_log(folder):
-    """-> the evaluations of a run, a list of dicts with "tokens" (seen by then), "bits_per_base" and
-    "bits_per_byte"; ValueError where there is none"""
+    """-> the evaluations of a pretraining run, a list of dicts with "tokens" (seen so far),
+    "bits_per_base" and "bits_per_byte"; ValueError where there are none"""
     path = os.path.join(folder, "log.jsonl")
     tokens, evaluations = 0, []
     with open(path, encoding="utf-8") as f:
-        for line in map(json.loads, f):
-            tokens = line.get("tokens", tokens)     # of the training line before, of the same step
+        for number, text in enumerate(f, start=1):
+            try:
+                line = json.loads(text)
+            except json.JSONDecodeError:
+                raise ValueError(f"{path}: line {number}: not JSON: was the file cut short? "
+                                 "Remove that line") from None
+            # An evaluation has no "tokens": they are those of the last training line before it.
+            tokens = line.get("tokens", tokens)
             if line.get("bits_per_base") or line.get("bits_per_byte"):
                 evaluations.append(line | {"tokens": tokens})
     if not evaluations:
-        raise ValueError(f"{path}: no evaluation in it: train for longer, or with a smaller "
-                         "eval_interval")
+        raise ValueError(f"{path}: no evaluation of held-out text in it: give a folder that "
+                         "train.py wrote, after eval_interval steps or more")
     return evaluations
 
 
-def draw_loss(folders, path):
-    """Draw the runs in `folders` into an image: a panel for each modality, a line for each run."""
+def draw_loss(folders, out):
+    """Draw pretraining runs: a panel for each modality, a line for each run. out: the image"""
+    plt = pyplot()
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), constrained_layout=True)
     for folder in folders:
         evaluations = read_log(folder)
-        for panel, key in zip(axes, PANELS):
-            known = [(e["tokens"] / 1e6, e[key]) for e in evaluations if e[key] is not None]
-            if known:
-                x, y = zip(*known)
-                name = os.path.basename(os.path.normpath(folder))
-                panel.plot(x, y, marker=".", linewidth=1.5, label=f"{name}: {y[-1]:.3f}")
-    for panel, title in zip(axes, PANELS.values()):
-        panel.set(title=title, xlabel="tokens seen, millions")
-        panel.grid(alpha=0.3)
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.legend(frameon=False)     # each run with the loss that it ended with
-    figure.savefig(path, dpi=150)
+        for axis, key in zip(axes, PANELS):
+            points = [(e["tokens"] / 1e6, e[key]) for e in evaluations if e.get(key)]
+            if points:
+                label = f"{run_name(folder)}: {points[-1][1]:.3f}"      # the loss it ended with
+                axis.plot(*zip(*points), marker=".", linewidth=1.5, label=label)
+    for axis, title in zip(axes, PANELS.values()):
+        axis.set(title=title, xlabel="tokens seen, millions")
+        tidy(axis)
+        if axis.lines:
+            axis.legend(frameon=False)
+    figure.savefig(out, dpi=150)
 
 
-def read_scores(folder):
-    """-> {task: its scores} of the scores.json in a folder"""
-    path = os.path.join(folder, "scores.json")
-    with open(path, encoding="utf-8") as f:
-        tasks = json.load(f)["tasks"]
-    return {name: s for name, s in tasks.items() if s["mcc"] is not None}
+# ----------------------------------------------------------------------------------------------
+# The scores
 
-
-def draw_scores(folders, path):
-    """Draw the MCC of each task into an image: the runs in `folders` with their 95% intervals, the
-    floor of 6-mers that the first of them knows, and the published figures."""
-    runs = [read_scores(folder) for folder in folders]
-    names = sorted(runs[0], reverse=True)       # the first task is on top
-    place = {name: y for y, name in enumerate(names)}
-    figure, axis = plt.subplots(figsize=(8, 1.2 + 0.27 * len(names)), constrained_layout=True)
-    axis.set_yticks(range(len(names)), [name + ("" if runs[0][name].get("tuned", True) else " *")
-                                        for name in names])
-    axis.axvline(0, color="black", linewidth=0.8)
-    for i, (folder, scores) in enumerate(zip(folders, runs)):
-        scores = {name: s for name, s in scores.items() if name in place}
-        offset = 0.2 * ((len(runs) - 1) / 2 - i)        # side by side, not on top of each other
-        y = [place[name] + offset for name in scores]
-        mcc = [s["mcc"] for s in scores.values()]
-        axis.hlines(y, *zip(*(s["mcc_interval"] for s in scores.values())), color=f"C{i}", linewidth=2)
-        axis.plot(mcc, y, "o", color=f"C{i}", label=os.path.basename(os.path.normpath(folder)))
-    floor = {name: s["kmer_mcc"] for name, s in runs[0].items() if s.get("kmer_mcc") is not None}
-    markers = {"6-mers, a linear model": ("|", "black", floor),
-               "DNAHLM, the paper": ("x", "tab:red", PUBLISHED["DNAHLM"]),
-               "DNABERT-2": ("D", "tab:gray", PUBLISHED["DNABERT-2"])}
-    for label, (marker, color, found) in markers.items():
-        found = {name: mcc for name, mcc in found.items() if name in place}
-        if found:
-            axis.plot(found.values(), [place[name] for name in found], marker, color=color, label=label,
-                      markersize=12 if marker == "|" else 6, markerfacecolor="none", linestyle="none")
-    axis.set(xlabel="MCC" + ("" if all(s.get("tuned", True) for s in runs[0].values())
-                             else "   (* not tuned on)"))
-    axis.set_ylim(-0.7, len(names) - 0.3)
-    axis.grid(alpha=0.3)
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper center", ncols=4, frameon=False)
-    figure.savefig(path, dpi=150)
-
-
-def main():
-    parser = argparse.ArgumentParser(description="Draw the loss of runs from their log.jsonl, or "
-                                                 "their scores from scores.json.")
-    parser.add_argument("folders", nargs="+", metavar="out/NAME", help="folder that train.py or "
-                                                                       "instruct.py wrote")
-    parser.add_argument("--scores", action="store_true", help="draw scores.json, not log.jsonl")
-    parser.add_argument("--out", help="image to write: .png, .svg, .pdf; for one run "
-                                      "out/NAME/loss.png or scores.png")
-    args = parser.parse_args()
-    name = "scores.png" if args.scores else "loss.png"
-    if len(args.folders) > 1 and not args.out:
-        parser.error(f"several runs: where to? Give --out={name}")
-    path = args.out or os.path.join(args.folders[0], name)
+def read_scores(path):
+    """path: a scores.json or its folder -> {task: its scores} of the tasks that have an MCC"""
+    path = os.path.join(path, "scores.json") if os.path.isdir(path) else path
     try:
-        (draw_scores if args.scores else draw_loss)(args.folders, path)
-    except (OSError, ValueError) as e:
-        sys.exit(f"error: {e}")
-    print(f"wrote {path}")
+        with open(path, encoding="utf-8") as f:
+            tasks = json.load(f)["tasks"]
+        scores = {name: s for name, s in tasks.items() if s.get("mcc") is not None}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path}: not a scores.json that instruct.py wrote") from None
+    if not scores:
+        raise ValueError(f"{path}: no task with an MCC in it: score files that have choices")
+    return scores
+
+
+def draw_scores(paths, out):
+    """Draw the MCC of each task: the runs with their 95% intervals, and beside them what the first
+    run knows of baselines and what was published. out: the image"""
+    plt = pyplot()
+    runs = [read_scores(path) for path in paths]
+    first = runs[0]
+    row = {name: y for y, name in enumerate(sorted(first, reverse=True))}   # the first on top
+    figure, axis = plt.subplots(figsize=(8, 1.2 + 0.27 * len(row)), constrained_layout=True)
+
+    # The runs side by side, each a little below the one before.
+    for i, (path, scores) in enumerate(zip(paths, runs)):
+        shift = 0.2 * ((len(runs) - 1) / 2 - i)
+        draw_run(axis, scores, row, shift, color=f"C{i}", label=run_name(path))
+    draw_references(axis, first, row)
+
+    # A star marks the tasks that were scored but not tuned on.
+    untuned = {name for name in row if not first[name].get("tuned", True)}
+    axis.set_yticks(range(len(row)), [f"{name} *" if name in untuned else name for name in row])
+    axis.set(xlabel="MCC   (* not tuned on)" if untuned else "MCC", ylim=(-0.7, len(row) - 0.3))
+    axis.axvline(0, color="black", linewidth=0.8)
+    tidy(axis)
+    figure.legend(loc="outside upper center", ncols=4, frameon=False)
+    figure.savefig(out, dpi=150)
+
+
+def draw_run(axis, scores, row, shift, color, label):
+    """One run: a dot for each task at its MCC, through it a line as long as its interval.
+    row: {task: its y}; shift: added to y"""
+    scores = {name: s for name, s in scores.items() if name in row}
+    axis.plot([s["mcc"] for s in scores.values()], [row[name] + shift for name in scores], "o",
+              color=color, label=label)
+    for name, s in scores.items():
+        if s.get("mcc_interval"):
+            axis.hlines(row[name] + shift, *s["mcc_interval"], color=color, linewidth=2)
+
+
+def draw_references(axis, scores, row):
+    """What a run is compared with. scores: of a run, which may hold its baselines"""
+    def known(key):
+        return {name: s[key] for name, s in scores.items() if s.get(key) is not None}
+
+    references = [("6-mer baseline", "|", "black", known("kmer_mcc")),
+                  ("classifier, one per task", "+", "tab:purple", known("classify_mcc")),
+                  ("DNAHLM, the paper", "x", "tab:red", DNAHLM),
+                  ("DNABERT-2", "D", "tab:gray", DNABERT_2)]
+    for label, marker, color, mccs in references:
+        mccs = {name: mcc for name, mcc in mccs.items() if name in row}
+        if mccs:
+            axis.plot(mccs.values(), [row[name] for name in mccs], marker, color=color,
+                      markersize=12 if marker == "|" else 6, markerfacecolor="none", label=label)
+
+
+def compare(columns):
+    """The MCC of several runs side by side, as text.
+
+    columns: scores.json files or their folders; `a+b` gives the mean over a and b and its sample
+    standard deviation, for several seeds. The last line is the mean over the tasks that all
+    columns share."""
+    # For each column {task: its MCC in each of the runs}, of the tasks that all its runs have.
+    found = []
+    for column in columns:
+        runs = [read_scores(path) for path in column.split("+")]
+        found.append({name: [run[name]["mcc"] for run in runs] for name in runs[0]
+                      if all(name in run for run in runs)})
+
+    # The mean over tasks is taken within each run first, so that ± is over runs there too.
+    names = sorted({name for column in found for name in column})
+    shared = [name for name in names if all(name in column for column in found)]
+    if shared:
+        names.append(f"mean of {len(shared)}")
+        for column in found:
+            column[names[-1]] = [mean(run) for run in zip(*(column[name] for name in shared))]
+
+    width = max(map(len, ["MCC", *names]))
+    lines = [f"column {i}: {column}" for i, column in enumerate(columns, start=1)]
+    lines += ["", f"{'MCC':{width}}" + "".join(f"{i:>15}" for i in range(1, len(columns) + 1))]
+    lines += [f"{name:{width}}" + "".join(f"{cell(column.get(name)):>15}" for column in found)
+              for name in names]
+    return "\n".join(lines)
+
+
+def cell(mccs):
+    """[0.1, 0.3] -> "0.200 ± 0.141", [0.1] -> "0.100", None -> "" """
+    if not mccs:
+        return ""
+    return f"{mean(mccs):.3f}" + (f" ± {stdev(mccs):.3f}" if len(mccs) > 1 else "")
+
+
+def main(argv):
+    parser = argparse.ArgumentParser(prog="python -m results.plot", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="out/NAME",
+                        help="folder that train.py or instruct.py wrote, or a scores.json")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--scores", action="store_true", help="draw the MCC of each task")
+    mode.add_argument("--compare", action="store_true", help="print the MCC of each task")
+    parser.add_argument("--out", metavar="FILE", help="image to write: .png, .svg or .pdf")
+    args = parser.parse_args(argv)
+
+    if args.compare:
+        print(compare(args.runs))
+        return
+    name = "scores.png" if args.scores else "loss.png"
+    if not args.out and (len(args.runs) > 1 or os.path.isfile(args.runs[0])):
+        raise ValueError(f"where should the picture go? Give --out={name}")
+    out = args.out or os.path.join(args.runs[0], name)
+    (draw_scores if args.scores else draw_loss)(args.runs, out)
+    print(f"wrote {out}")
 
 
 if __name__ == "__main__":
-    main()
+    config.run(main)

@@ -1,0 +1,168 @@
+"""results/plot.py: the loss, the scores, the table, and what it says where something is missing."""
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from results.plot import compare, draw_loss, draw_scores, main, read_log, read_scores
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+PNG = b"\x89PNG"
+
+
+def plot(*args, cwd=ROOT, **env):
+    """Run it as a user does -> the finished process"""
+    return subprocess.run([sys.executable, "-m", "results.plot", *map(str, args)], cwd=cwd,
+                          env=os.environ | {"PYTHONPATH": ROOT} | env, text=True,
+                          capture_output=True)
+
+
+def write_log(folder, *lines):
+    folder.mkdir(exist_ok=True)
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(folder)
+
+
+def write_scores(folder, tasks):
+    folder.mkdir(exist_ok=True)
+    (folder / "scores.json").write_text(json.dumps({"tasks": tasks}))
+    return str(folder)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """-> two pretraining runs; the second has no English"""
+    a = write_log(tmp_path / "a",
+                  {"step": 10, "tokens": 1000, "loss": 6.0},
+                  {"step": 10, "val_loss": 6.1, "bits_per_base": 2.0, "bits_per_byte": 3.0},
+                  {"step": 20, "tokens": 2000, "loss": 5.0},
+                  {"step": 20, "val_loss": 5.2, "bits_per_base": 1.9, "bits_per_byte": 2.5})
+    b = write_log(tmp_path / "b",
+                  {"step": 10, "tokens": 500, "loss": 6.0},
+                  {"step": 10, "val_loss": 6.1, "bits_per_base": 1.8, "bits_per_byte": None})
+    return a, b
+
+
+@pytest.fixture
+def texts():
+    """-> a function: a figure -> all the text in it; the figures that were saved last are open"""
+    plt = pytest.importorskip("matplotlib.pyplot")
+    plt.close("all")
+    yield lambda: {t.get_text() for t in plt.gcf().findobj(match=lambda o: hasattr(o, "get_text"))}
+    plt.close("all")
+
+
+# -- the loss
+
+def test_read_log(runs):
+    """An evaluation happened after the tokens of the training line before it."""
+    assert [e["tokens"] for e in read_log(runs[0])] == [1000, 2000]
+    assert [e["bits_per_base"] for e in read_log(runs[0])] == [2.0, 1.9]
+
+
+def test_loss_of_one_run(runs, tmp_path):
+    pytest.importorskip("matplotlib")
+    run = plot(runs[0])
+    assert run.stdout == f"wrote {runs[0]}/loss.png\n" and run.returncode == 0, run.stderr
+    assert (tmp_path / "a/loss.png").read_bytes().startswith(PNG)
+
+
+def test_loss_of_two_runs(runs, tmp_path, texts):
+    """Each run is named with the loss that it ended with, in the panels that it has."""
+    draw_loss(runs, str(tmp_path / "two.png"))
+    assert (tmp_path / "two.png").read_bytes().startswith(PNG)
+    assert {"a: 1.900", "b: 1.800", "a: 2.500"} <= texts()
+    with pytest.raises(ValueError, match="where should the picture go"):
+        main(list(runs))
+
+
+def test_log_without_evaluation_is_refused(tmp_path):
+    pytest.importorskip("matplotlib")
+    folder = write_log(tmp_path / "short", {"step": 1, "tokens": 10, "loss": 3.0})
+    run = plot(folder)
+    assert run.returncode == 1 and not os.path.exists(f"{folder}/loss.png")
+    assert run.stderr.startswith(f"error: {folder}/log.jsonl: no evaluation of held-out text in it")
+    assert run.stderr.count("\n") <= 1
+
+
+def test_damaged_log_is_refused(tmp_path):
+    folder = write_log(tmp_path / "cut", {"step": 1, "tokens": 10, "loss": 3.0})
+    with open(f"{folder}/log.jsonl", "a", encoding="utf-8") as f:
+        f.write('{"step": 2, "tok')
+    with pytest.raises(ValueError, match="log.jsonl: line 2: not JSON"):
+        read_log(folder)
+
+
+# -- the scores
+
+def test_scores(tmp_path, texts):
+    """A task that was not tuned on has a star; what a run does not know is not drawn."""
+    a = write_scores(tmp_path / "tuned", {
+        "tf_0": {"n": 9, "mcc": 0.5, "mcc_interval": [0.4, 0.6], "kmer_mcc": 0.55, "tuned": True},
+        "tf_1": {"n": 9, "mcc": 0.1, "mcc_interval": [0.0, 0.2], "tuned": False},
+        "talk": {"n": 9, "mcc": None, "exact_match": 0.2}})
+    b = write_scores(tmp_path / "bare", {"tf_0": {"mcc": 0.3}, "elsewhere": {"mcc": 0.9}})
+    draw_scores([a, b], str(tmp_path / "scores.png"))
+    assert (tmp_path / "scores.png").read_bytes().startswith(PNG)
+    assert {"tuned", "bare", "tf_0", "tf_1 *", "6-mer baseline", "DNABERT-2"} <= texts()
+    assert not {"talk", "elsewhere", "DNAHLM, the paper", "classifier, one per task"} & texts()
+
+
+def test_published_figures_have_the_names_of_the_logs():
+    """A misspelled task would be left out of the picture without a word."""
+    from results.plot import DNABERT_2, DNAHLM
+    assert DNAHLM.keys() | DNABERT_2.keys() <= read_scores(f"{ROOT}/results/laptop-instruct").keys()
+
+
+# -- the table
+
+def test_compare(tmp_path):
+    mccs = {"a": {"x": 0.1, "y": 0.5}, "b": {"x": 0.3, "y": 0.7}, "c": {"x": -0.2}, "d": {"z": 0.1}}
+    a, b, c, d = (write_scores(tmp_path / run, {task: {"mcc": mcc} for task, mcc in tasks.items()})
+                  for run, tasks in mccs.items())
+    *_, head, x, y, mean = compare([f"{a}+{b}", f"{c}/scores.json"]).splitlines()
+    assert head.split() == ["MCC", "1", "2"]
+    assert x.split() == ["x", "0.200", "±", "0.141", "-0.200"]
+    assert y.split() == ["y", "0.600", "±", "0.141"]
+    assert mean.split() == ["mean", "of", "1", "0.200", "±", "0.141", "-0.200"]
+    assert "mean" not in compare([a, d])        # no task in common
+
+
+def test_mean_deviates_over_runs_not_tasks(tmp_path):
+    """Two seeds whose tasks differ but whose means agree: ± 0 in the last line."""
+    a = write_scores(tmp_path / "a", {"x": {"mcc": 0.2}, "y": {"mcc": 0.6}})
+    b = write_scores(tmp_path / "b", {"x": {"mcc": 0.6}, "y": {"mcc": 0.2}})
+    last = compare([f"{a}+{b}"]).splitlines()[-1]
+    assert last.split() == ["mean", "of", "2", "0.400", "±", "0.000"]
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"tasks": [1]}', '{"tasks": {"x": 1}}', "no"])
+def test_wrong_scores_are_refused(tmp_path, text):
+    (tmp_path / "wrong.json").write_text(text)
+    with pytest.raises(ValueError, match="wrong.json: not a scores.json"):
+        compare([str(tmp_path / "wrong.json")])
+
+
+def test_missing_files_are_named(tmp_path):
+    run = plot("--compare", tmp_path / "nothing")
+    assert run.returncode == 1
+    assert run.stderr == f"error: {tmp_path}/nothing: No such file or directory\n"
+
+
+# -- without matplotlib
+
+def test_without_matplotlib(runs, tmp_path):
+    """One line says what to install; the table needs no picture."""
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden/matplotlib.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'matplotlib'\", name='matplotlib')")
+    hidden = {"PYTHONPATH": f"{tmp_path}/hidden{os.pathsep}{ROOT}"}
+    run = plot(runs[0], **hidden)
+    assert run.returncode == 1 and not os.path.exists(f"{runs[0]}/loss.png")
+    assert run.stderr.startswith("error: matplotlib is missing") and run.stderr.count("\n") <= 1
+    assert "pip install matplotlib" in run.stderr
+    scores = write_scores(tmp_path / "scores", {"x": {"mcc": 0.25}})
+    run = plot("--compare", scores, **hidden)
+    assert run.returncode == 0 and run.stdout.endswith("mean of 1          0.250\n"), run.stderr
