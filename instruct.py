@@ -33,10 +33,11 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import config
-from bpe import Tokenizer, encode_prompts
+from bpe import Tokenizer
+from config.machine import find_machine
 from model import GPT, common_prefix, load_checkpoint
-from prepare import IUPAC, read_alpaca, reverse_complement, window_numbers
-from train import RunConfig, find_machine, fit, prepare_out_dir, resume_from
+from prepare import IUPAC, encode_prompts, read_alpaca, reverse_complement, window_numbers
+from train import RunConfig, fit, prepare_out_dir, resume_from
 
 
 @dataclass

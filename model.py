@@ -509,18 +509,3 @@ def load_checkpoint(path, device="cpu", dropout=0.0):
         raise ValueError(f"{path}: not a whole checkpoint of this model ({type(e).__name__}): was "
                          "it cut short in copying?") from None
     return model.to(device), state
-
-
-# ----------------------------------------------------------------------------------------------
-# Where to run
-
-def find_device(name):
-    """A device by its name, "auto" for the best there is; ValueError where it is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else \
-            "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.empty(1, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError):
-        raise ValueError(f"device={name}: there is no such device here: use auto or cpu") from None

@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 import torch
 
 import config
-from bpe import Tokenizer, alpaca_prompt, encode_prompts
-from model import find_device, load_checkpoint
-from prepare import clean_dna, read_fasta
+from bpe import Tokenizer
+from config.machine import find_device
+from model import load_checkpoint
+from prepare import alpaca_prompt, clean_dna, encode_prompts, read_fasta
 
 
 # What is asked when nothing is: a promoter of the toy world, from a gene held out of all training.

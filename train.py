@@ -4,7 +4,6 @@ Pretraining: data order, optimizer, schedule, evaluation, checkpoints, several G
     python train.py                                           # the toy world, after prepare.py
     python train.py config/laptop.toml --max_steps=500
     python train.py config/laptop.toml --resume               # go on where the run stopped
-    python train.py config/laptop.toml --bench                # how fast is it here?
     torchrun --nproc_per_node=4 train.py config/gpt2.toml
 
 It writes to out_dir:
@@ -16,7 +15,6 @@ It writes to out_dir:
 Letters in shapes: B batch, T time (tokens). instruct.py tunes with the same fit().
 """
 import contextlib
-import ctypes
 import json
 import math
 import os
@@ -34,7 +32,8 @@ from tqdm import tqdm
 
 import config
 from bpe import Tokenizer
-from model import GPT, GPTConfig, find_device, load_checkpoint, save_checkpoint
+from config.machine import find_machine, worth_compiling
+from model import GPT, GPTConfig, load_checkpoint, save_checkpoint
 
 
 @dataclass
@@ -67,122 +66,6 @@ class TrainConfig(RunConfig):
     n_head: int = 4                 # attention heads in each
     n_embd: int = 128               # channels
     block_size: int = 160           # context, in tokens
-    bench: bool = False             # only time some steps, and print where the time goes
-
-
-# ----------------------------------------------------------------------------------------------
-# The machine
-
-# bfloat16 peak of some GPUs in FLOP/s, dense, from their data sheets. Others are measured.
-PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
-
-
-@dataclass
-class Machine:
-    device: torch.device
-    dtype: torch.dtype
-    peak: float                 # FLOP/s of all processes together
-    rank: int = 0               # this process
-    world: int = 1              # of so many
-
-    @property
-    def is_main(self):
-        return self.rank == 0
-
-    def autocast(self):
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
-
-    def sum(self, *numbers):
-        """Add numbers up over all processes -> list of float"""
-        if self.world == 1:
-            return [float(n) for n in numbers]
-        device = self.device if self.device.type == "cuda" else "cpu"
-        total = torch.tensor([float(n) for n in numbers], dtype=torch.float64, device=device)
-        dist.all_reduce(total)
-        return total.tolist()
-
-
-def find_machine(cfg):
-    """cfg: a RunConfig -> the Machine to run on; one of several where torchrun started us"""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    device = find_device(cfg.device)
-    if world > 1:
-        if device.type == "cuda":
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        if cfg.gradient_accumulation_steps % world:
-            raise ValueError(f"gradient_accumulation_steps={cfg.gradient_accumulation_steps} cannot "
-                             f"be shared among {world} processes: choose a multiple")
-    dtypes = {"auto": fast_dtype(device), "float32": torch.float32, "bfloat16": torch.bfloat16}
-    if cfg.dtype not in dtypes:
-        raise ValueError(f"dtype={cfg.dtype} is not one of {', '.join(dtypes)}")
-    dtype = dtypes[cfg.dtype]
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")      # TF32
-    elif device.type == "cpu":
-        keep_memory()
-        # Compiled, the embedding's gradient would be added up in an order that differs each time.
-        torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
-    return Machine(device, dtype, world * peak_flops(device, dtype), rank, world)
-
-
-def keep_memory():
-    """On Linux, let the C library keep the memory of large tensors for the next ones. As a rule it
-    gives it back to the system, which must clear each page anew: a tenth of a step and more."""
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):        # glibc has it
-            libc.mallopt(-4, 0)             # M_MMAP_MAX: no mapping of its own for a large tensor
-            libc.mallopt(-1, 2 ** 31 - 1)   # M_TRIM_THRESHOLD: so much may lie idle
-
-
-def fast_dtype(device):
-    """bfloat16 where the hardware multiplies it, float32 where it would be emulated"""
-    fast = {"cuda": torch.cuda.is_bf16_supported, "mps": lambda: False,
-            "cpu": lambda: (torch.cpu._is_avx512_bf16_supported()
-                            or torch.cpu._is_amx_tile_supported())}
-    return torch.bfloat16 if fast[device.type]() else torch.float32
-
-
-def peak_flops(device, dtype):
-    """FLOP/s of matrix products: the data sheet's where it is listed, else measured."""
-    if listed := listed_peak(device, dtype):
-        return listed
-    for n, tries in ((256, 20), (2048, 4)):     # a small one is easily held up by other work
-        flops = max(matmul_flops(device, dtype, n) for _ in range(tries))
-        if flops < 1e10:        # a dtype that the processor only emulates: the small one must do
-            break
-    return flops
-
-
-def listed_peak(device, dtype):
-    """-> FLOP/s by the data sheet, None where it is not listed"""
-    if device.type == "cuda" and dtype == torch.bfloat16:
-        name = torch.cuda.get_device_name(device)
-        return next((flops for model, flops in PEAK_FLOPS.items() if model in name), None)
-
-
-def matmul_flops(device, dtype, n):
-    """-> FLOP/s of one product of two n x n matrices, on the clock"""
-    a, b = torch.randn(2, n, n, device=device).to(dtype)
-    a[0, 0].item()                      # .item() waits for the device
-    start = time.perf_counter()
-    (a @ b)[0, 0].item()
-    return 2 * n ** 3 / (time.perf_counter() - start)
-
-
-def worth_compiling(cfg, machine, flops):
-    """compile=auto: on a GPU yes. On a CPU only with a C++ compiler at hand, and for runs of more
-    than five minutes, which win back the half minute that compiling takes."""
-    if cfg.compile not in ("auto", "yes", "no"):
-        raise ValueError(f"compile={cfg.compile} is not one of auto, yes, no")
-    if cfg.compile != "auto":
-        return cfg.compile == "yes"
-    return machine.device.type == "cuda" or (
-        machine.device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is not None
-        and flops / machine.peak > 300)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -540,55 +423,6 @@ def interruptible(machine):
 
 
 # ----------------------------------------------------------------------------------------------
-# Benchmark
-
-def bench(model, cfg, machine, batches, steps=20):
-    """Train for some steps and throw the result away; print how fast they were, the share of the
-    hardware's rate that they reached, and what their time went to. Each is a median over steps."""
-    optimizers = make_optimizers(model, cfg, machine)
-    runner = make_runner(model, cfg, machine, math.inf)
-    times, rates = [], []
-
-    def now():
-        if machine.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    model.train()
-    for step in tqdm(range(steps + 3), unit=" steps", disable=None if machine.is_main else True):
-        clock = [now()]
-        micro = batches(step)
-        clock.append(now())
-        forward_backward(runner, micro, machine)
-        clock.append(now())
-        update(model, optimizers, learning_rate(step, cfg), cfg.grad_clip)
-        clock.append(now())
-        if step >= 3:       # the first ones compile, and fill caches
-            times.append(np.diff(clock))
-            if not listed_peak(machine.device, machine.dtype):
-                rates.append(matmul_flops(machine.device, machine.dtype, 2048))
-    seconds = np.median(np.sum(times, axis=1))
-    tokens, flops = machine.sum(sum(idx.numel() for idx, *_ in micro),
-                                sum(model.training_flops(*batch) for batch in micro))
-    peak = machine.world * np.median(rates) if rates else machine.peak
-    if machine.device.type == "cuda":
-        memory = torch.cuda.max_memory_allocated()
-    else:
-        import resource     # Unix has it
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-            1 if sys.platform == "darwin" else 1024)
-    if machine.is_main:
-        print(f"{tokens / seconds:,.0f} tokens a second, {seconds * 1000:,.1f} ms a step of "
-              f"{tokens:,.0f} tokens")
-        print(f"MFU {flops / seconds / peak:.1%} of {peak / 1e12:.4g} TFLOP/s"
-              f"{' as measured between the steps' if rates else ''}")
-        print(f"peak memory {memory / 2 ** 30:.2f} GiB")
-        for part, share in zip(("loading", "forward-backward", "optimizer"),
-                               np.median(times, axis=0) / seconds):
-            print(f"{part:17} {share:6.1%}")
-
-
-# ----------------------------------------------------------------------------------------------
 
 def prepare_out_dir(cfg, machine, tokenizer):
     """Make out_dir a whole model's folder: beside the checkpoints the config and the tokenizer.
@@ -652,16 +486,13 @@ def main(argv):
                 "bits_per_base": dna / math.log(2) / bases if bases else None,
                 "bits_per_byte": english / math.log(2) / n_bytes if n_bytes else None}
 
-    if cfg.bench:
-        bench(model, cfg, machine, batches)
-    else:
-        prepare_out_dir(cfg, machine, os.path.join(cfg.data_dir, "tokenizer.json"))
-        fit(model, cfg, machine, batches, evaluate,
-            {"tokenizer_sha256": meta["tokenizer_sha256"]}, resumed)
+    prepare_out_dir(cfg, machine, os.path.join(cfg.data_dir, "tokenizer.json"))
+    fit(model, cfg, machine, batches, evaluate,
+        {"tokenizer_sha256": meta["tokenizer_sha256"]}, resumed)
     if machine.world > 1:
         dist.barrier()      # the others are not to hang up while the first one writes its files
         dist.destroy_process_group()
-    if machine.is_main and not cfg.bench:
+    if machine.is_main:
         print(f"wrote {cfg.out_dir}; next: python instruct.py"
               + ("" if cfg.out_dir == "out/toy" else f" --init_from={cfg.out_dir}"))
 

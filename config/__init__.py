@@ -15,6 +15,7 @@ experiment:
 An unknown key or a wrong type ends the run with one line that says which.
 """
 import difflib
+import hashlib
 import inspect
 import json
 import os
@@ -122,6 +123,12 @@ def write_json(path, value):
         json.dump(value, f, indent=2, ensure_ascii=False)
         f.write("\n")
     os.replace(f"{path}.tmp", path)
+
+
+def file_sha256(path):
+    """-> the SHA-256 of a file, in hexadecimal: by it data and models know their tokenizer"""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def run(main):

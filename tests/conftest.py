@@ -5,13 +5,14 @@ import pytest
 
 import prepare
 import train
+from config import machine, toy as toy_world
 
 
 @pytest.fixture(scope="session", autouse=True)
 def no_measuring():
     """The peak of the machine matters to no test, and measuring it takes a second each time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "peak_flops", lambda device, dtype: 1e11)
+        patch.setattr(machine, "peak_flops", lambda device, dtype: 1e11)
         yield
 
 
@@ -20,10 +21,10 @@ def toy(tmp_path_factory):
     """-> a folder with data/ (a toy world of few genes) and out/ (a model of a few steps)"""
     folder = tmp_path_factory.mktemp("toy")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare, "GENES", 150)
-        patch.setattr(prepare, "TEST_GENES", 12)
-        prose = prepare.python_prose()[:1000]
-        patch.setattr(prepare, "python_prose", lambda: prose)
+        patch.setattr(toy_world, "GENES", 150)
+        patch.setattr(toy_world, "TEST_GENES", 12)
+        prose = toy_world.python_prose()[:1000]
+        patch.setattr(toy_world, "python_prose", lambda: prose)
         prepare.main([f"--data_dir={folder}/data", "--vocab_size=400", "--val_fraction=0.1"])
     train.main([*SMALL, f"--data_dir={folder}/data", f"--out_dir={folder}/out", "--max_steps=20",
                 "--eval_interval=10", "--log_interval=1"])

@@ -10,7 +10,10 @@ from functools import cache
 import pytest
 
 import bpe
-from bpe import BYTE_NAME, GPT2_PATTERN, SPLITS, Tokenizer, alpaca_prompt
+from bench import vs_tokenizers
+from bpe import BYTE_NAME, GPT2_PATTERN, SPLITS, Tokenizer
+from lessons import tokens as lesson
+from prepare import alpaca_prompt
 
 PAPER = os.path.join(os.path.dirname(__file__), "../../shared/data/paper/dna_eng_bpe_dict.json")
 
@@ -262,16 +265,16 @@ TEXT = "The TATA box </script> of CAT: GGGCTATAAAAGGGC, é 12."
 
 
 def test_modalities(tok):
-    tokens = bpe.modalities(tok, TEXT)
+    tokens = lesson.modalities(tok, TEXT)
     assert b"".join(tok.bytes_of[i] for i, _ in tokens).decode() == TEXT
-    kinds = {kind: "".join(bpe.spell(tok.bytes_of[i]) for i, k in tokens if k == kind)
+    kinds = {kind: "".join(lesson.spell(tok.bytes_of[i]) for i, k in tokens if k == kind)
              for _, kind in tokens}
     assert kinds["dna"] == "GGGCTATAAAAGGGC" and "both" not in kinds
     assert "TATA" in kinds["english"] and "CAT" in kinds["english"]
     assert set(kinds["other"]) <= set(" :,.<>/12")
 
     none = Tokenizer.train(["see ACGTACGTACGT."] * 9, 290, "none")
-    assert [k for _, k in bpe.modalities(none, "see ACGTACGTACGT.")] == ["both"]
+    assert [k for _, k in lesson.modalities(none, "see ACGTACGTACGT.")] == ["both"]
 
 
 def test_page(tok, tmp_path, capsys):
@@ -279,7 +282,7 @@ def test_page(tok, tmp_path, capsys):
     tok.save(tmp_path / "tokenizer.json")
     page = tmp_path / "tokens.html"
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
-    bpe.main(["show", str(tmp_path / "tokenizer.json"), str(tmp_path / "text.txt"),
+    lesson.main(["show", str(tmp_path / "tokenizer.json"), str(tmp_path / "text.txt"),
               f"--html={page}"])
     assert f"wrote {page}" in capsys.readouterr().out
     html = page.read_text(encoding="utf-8")
@@ -297,36 +300,36 @@ def test_page(tok, tmp_path, capsys):
 
 
 def test_report(tok):
-    lines = list(bpe.report(tok))
+    lines = list(lesson.report(tok))
     ids = {line.split()[0]: int(line.split()[1].replace(",", "")) for line in lines
-           if line.split() and line.split()[0] in bpe.MODALITIES}
+           if line.split() and line.split()[0] in lesson.MODALITIES}
     assert sum(ids.values()) == len(tok) - 1 and ids["dna"] > 20 and "both" not in ids
     assert "never used: 0 tokens (0.0%)" in lines[-1]
     wrong = Tokenizer(tok.vocab, tok.merges, GPT2_PATTERN)      # split as it was not trained
-    assert "never used: 0" in list(bpe.report(wrong))[-1]
+    assert "never used: 0" in list(lesson.report(wrong))[-1]
     none = Tokenizer.train(prose_and_dna(), 600, "none")
     wrong = Tokenizer(none.vocab, none.merges, GPT2_PATTERN)
-    assert int(list(bpe.report(wrong))[-1].split()[2]) > 100
+    assert int(list(lesson.report(wrong))[-1].split()[2]) > 100
 
 
 def test_bench(tmp_path, capsys):
     (tmp_path / "a.fa").write_text(">one\nacgtacgtta\nACGT\n>two\nGGGGGGGGCA\n")
-    assert bpe.read_documents(str(tmp_path / "a.fa"), 1) == ["ACGTACGTTAACGT", "GGGGGGGGCA"]
+    assert vs_tokenizers.read_documents(str(tmp_path / "a.fa"), 1) == ["ACGTACGTTAACGT", "GGGGGGGGCA"]
     (tmp_path / "b.txt").write_text("One\ntwo.\n\n> quoted\n\n\nThree.")
-    assert bpe.read_documents(str(tmp_path / "b.txt"), 1) == ["One\ntwo.\n", "> quoted\n", "Three."]
-    assert bpe.read_documents(str(tmp_path / "b.txt"), 1e-6) == ["One\ntwo.\n"]
-    bpe.main(["bench", str(tmp_path / "a.fa"), "--vocab_size=270", "--rounds=1"])
+    assert vs_tokenizers.read_documents(str(tmp_path / "b.txt"), 1) == ["One\ntwo.\n", "> quoted\n", "Three."]
+    assert vs_tokenizers.read_documents(str(tmp_path / "b.txt"), 1e-6) == ["One\ntwo.\n"]
+    vs_tokenizers.main([str(tmp_path / "a.fa"), "--vocab_size=270", "--rounds=1"])
     out = capsys.readouterr().out
     assert "vocabulary 270, split mixed" in out and "\nours " in out
     assert ("merges and ids: the same" in out) == ("\ntokenizers " in out)
 
 
-@pytest.mark.parametrize("argv", [["show", "no.json", "text"], ["report", "no.json"],
-                                  ["bench", "no.fa", "--rounds=1"]])
-def test_missing_file_is_one_line(argv):
-    with pytest.raises(SystemExit, match="^error: .*No such file.*no\\.(json|fa)") as e:
-        bpe.main(argv)
-    assert "\n" not in str(e.value)
+@pytest.mark.parametrize("main, argv", [(lesson.main, ["show", "no.json", "text"]),
+                                        (lesson.main, ["report", "no.json"]),
+                                        (vs_tokenizers.main, ["no.fa", "--rounds=1"])])
+def test_missing_file_is_named(main, argv):
+    with pytest.raises(OSError, match="No such file.*no\\.(json|fa)"):
+        main(argv)
 
 
 # -- the `tokenizers` library, where it is installed
@@ -335,7 +338,7 @@ def test_missing_file_is_one_line(argv):
 def test_equals_the_library(tmp_path, split):
     tokenizers = pytest.importorskip("tokenizers")
     docs = prose_and_dna() + [t for t in ODD if "\ud800" not in t]
-    theirs = bpe.library_trainer(docs, 700, split)
+    theirs = vs_tokenizers.library_trainer(docs, 700, split)
     ours = Tokenizer.train(docs, 700, split)
     model = json.loads(theirs.to_str())["model"]
     assert (model["vocab"], model["merges"]) == (ours.vocab, ours.to_json()["model"]["merges"])
@@ -360,6 +363,6 @@ def test_the_papers_tokenizer():
 
 def test_the_lesson():
     """Every line of bpe.md prints what it says it prints."""
-    path = os.path.join(os.path.dirname(bpe.__file__), "bpe.md")
+    path = os.path.join(os.path.dirname(lesson.__file__), "bpe.md")
     failed, tried = doctest.testfile(path, module_relative=False)
     assert tried > 10 and failed == 0

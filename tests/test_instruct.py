@@ -10,12 +10,13 @@ import torch
 
 import instruct
 import prepare
-from bpe import Tokenizer, alpaca_prompt
+from bpe import Tokenizer
 from conftest import SMALL, listing
 from instruct import (Batches, Classifier, InstructConfig, Row, add_shots, collate, collate_labels,
                       compare, count_kmers, encode_records, kmer_floor, matthews, read_tasks, rows_to_tune,
                       score, show, summarize, table, task_shares, with_means)
 from model import GPT, GPTConfig, load_checkpoint
+from prepare import alpaca_prompt
 from test_train import CPU, read_log, same, weights
 
 LETTERS = [{"task": "letters", "instruction": "Which letter?", "input": "a" * n, "output": "yes" if n % 2 else "no"}

@@ -14,8 +14,10 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(config.__file__)))
 
 
 def command(script, *args, cwd):
-    return subprocess.run([sys.executable, f"{ROOT}/{script}", *args], cwd=cwd, capture_output=True,
-                          text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    """script: train.py, or -m with the module as the first of args"""
+    script = script if script == "-m" else f"{ROOT}/{script}"
+    return subprocess.run([sys.executable, script, *args], cwd=cwd, capture_output=True, text=True,
+                          env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT})
 
 
 def own_files(folder):
@@ -101,7 +103,7 @@ def test_whole_way(tmp_path):
     ("instruct.py", ["--init_from=none", "--tasks=good.json", "--eval_tasks=good.json"],
      "none/best.pt: no such checkpoint"),
     ("instruct.py", ["--tasks=half.json"], "half.json: record 1: no output"),
-    ("bpe.py", ["show", "none.json", "ACGT"], "none.json"),
+    ("-m", ["lessons.tokens", "show", "none.json", "ACGT"], "none.json"),
 ])
 def test_one_clear_line(tmp_path, script, args, message):
     (tmp_path / "empty.fa").write_text("")
@@ -120,14 +122,14 @@ def test_one_clear_line(tmp_path, script, args, message):
 def test_show(toy, tmp_path):
     page = tmp_path / "page.html"
     text = "The TATA box: GGCTATAAAAGGGC <b>"
-    done = command("bpe.py", "show", f"{toy}/data/tokenizer.json", text, f"--html={page}", cwd=tmp_path)
+    done = command("-m", "lessons.tokens", "show", f"{toy}/data/tokenizer.json", text, f"--html={page}", cwd=tmp_path)
     assert done.returncode == 0 and "bases a token" in done.stdout
     assert f"wrote {page}" in done.stdout and "GGCTATAAAAGGGC" in re.sub("\x1b.*?m", "", done.stdout)
     html = page.read_text(encoding="utf-8")
     assert '"dna"]' in html and "<b>" not in html and "http" not in html
-    usage = command("bpe.py", "show", cwd=tmp_path)
+    usage = command("-m", "lessons.tokens", "show", cwd=tmp_path)
     assert usage.returncode == 2 and usage.stderr.startswith("usage: ")
-    report = command("bpe.py", "report", f"{toy}/data/tokenizer.json", cwd=tmp_path)
+    report = command("-m", "lessons.tokens", "report", f"{toy}/data/tokenizer.json", cwd=tmp_path)
     assert report.returncode == 0 and "never used: 0 tokens" in report.stdout
 
 
@@ -142,15 +144,3 @@ def test_toy_reaches_its_accuracy():
     for scores in tasks.values():
         assert scores["majority"] <= 0.6 and scores["accuracy"] >= 0.9
         assert abs(scores["exact_match"] - scores["accuracy"]) <= 0.02
-
-
-def test_plot(toy, tmp_path):
-    """A picture of one run and of two; a folder without evaluations is refused in one line."""
-    pytest.importorskip("matplotlib")
-    run = command("assets/plot.py", f"{toy}/out", f"{toy}/out", "--out=two.png", cwd=tmp_path)
-    assert run.stdout == "wrote two.png\n" and run.returncode == 0, run.stderr
-    assert (tmp_path / "two.png").read_bytes().startswith(b"\x89PNG")
-    (tmp_path / "log.jsonl").write_text('{"step": 1, "tokens": 10, "loss": 3.0}\n')
-    run = command("assets/plot.py", ".", cwd=tmp_path)
-    assert run.returncode == 1 and run.stderr.startswith("error: ./log.jsonl: no evaluation in it")
-    assert not os.path.exists(tmp_path / "loss.png")

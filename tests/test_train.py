@@ -14,9 +14,11 @@ import pytest
 import torch
 
 import train
+from bench import step
 from model import GPT, GPTConfig, load_checkpoint
 from conftest import SMALL, listing
-from train import Machine, TrainConfig, Windows, learning_rate, read_data, total_nats
+from config.machine import Machine
+from train import TrainConfig, Windows, learning_rate, read_data, total_nats
 
 ROOT = os.path.dirname(os.path.abspath(train.__file__))
 CPU = Machine(torch.device("cpu"), torch.float32, peak=1e9)
@@ -285,8 +287,8 @@ def test_an_unfinished_run_is_not_overwritten(toy, tmp_path, monkeypatch):
 # middle of its n-th save.
 VICTIM = """
 import io, os, signal, sys
-import torch, train
-train.peak_flops = lambda device, dtype: 1e11
+import torch, config.machine, train
+config.machine.peak_flops = lambda device, dtype: 1e11
 saves, save = int(os.environ.get("DIE_IN_SAVE", 0)), torch.save
 def dying_save(state, file):
     global saves
@@ -418,8 +420,8 @@ def test_processes_share_the_rows():
 # -- benchmark
 
 def test_bench_tells_where_the_time_goes(toy, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(train, "matmul_flops", lambda device, dtype, n: 1e11)
-    run(toy, tmp_path / "out", "--bench")
+    monkeypatch.setattr(step, "matmul_flops", lambda device, dtype, n: 1e11)
+    step.main([*SMALL, f"--data_dir={toy}/data", f"--out_dir={tmp_path}/out"])
     out = capsys.readouterr().out
     assert re.search(r"[\d,]+ tokens a second, [\d.,]+ ms a step of 1,024 tokens\nMFU [\d.]+% of 0.1 "
                      r"TFLOP/s as measured between the steps\npeak memory [\d.]+ GiB\n", out)

@@ -3,24 +3,22 @@ Batches by length and a shared beginning, beside what the paper did; choices on 
 one row a choice. Both on the same model and rows, in turns:
 
     python train.py config/laptop.toml --block_size=1024 --max_steps=1 --out_dir=out/wide
-    python tests/bench_instruct.py --init_from=out/wide --tasks='data/laptop/tasks/*.train.json'
+    python -m bench.vs_padding --init_from=out/wide --tasks='data/laptop/tasks/*.train.json'
 
 Takes the keys of instruct.py.
 """
 import os
 import statistics
-import sys
 import time
 
 import torch
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-
-import config  # noqa: E402
-from bpe import Tokenizer  # noqa: E402
-from instruct import Batches, InstructConfig, collate, encode_records, read_tasks  # noqa: E402
-from model import load_checkpoint  # noqa: E402
-from train import find_machine, forward_backward  # noqa: E402
+import config
+from bpe import Tokenizer
+from instruct import Batches, InstructConfig, collate, encode_records, read_tasks
+from model import load_checkpoint
+from config.machine import find_machine
+from train import forward_backward
 
 ROUNDS = 7
 

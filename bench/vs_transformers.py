@@ -3,10 +3,9 @@ Time the steps of train.py beside a plain float32 loop over the `transformers` l
 same shape, rows and AdamW, each in a process of its own, in turns.
 
     pip install transformers
-    python tests/bench_transformers.py config/laptop.toml --data_dir=data/laptop
+    python -m bench.vs_transformers config/laptop.toml --data_dir=data/laptop
 """
 import math
-import os
 import statistics
 import subprocess
 import sys
@@ -14,9 +13,9 @@ import time
 
 import torch
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 import config
 import train
+from config.machine import find_machine
 from model import GPT, GPTConfig
 
 ROUNDS, WARM_UP, STEPS = 3, 3, 12
@@ -24,7 +23,7 @@ ROUNDS, WARM_UP, STEPS = 3, 3, 12
 
 def ours(cfg, vocab_size):
     """-> a function that takes one step as train.py does, compiled"""
-    machine = train.find_machine(cfg)
+    machine = find_machine(cfg)
     model = GPT(GPTConfig(vocab_size=vocab_size, block_size=cfg.block_size, n_layer=cfg.n_layer,
                           n_head=cfg.n_head, n_embd=cfg.n_embd))
     optimizers = train.make_optimizers(model, cfg, machine)
@@ -75,7 +74,7 @@ def main(argv):
     seconds = {name: [] for name in makers}
     for _ in range(ROUNDS):
         for name in makers:
-            run = subprocess.run([sys.executable, __file__, name, *argv], text=True, check=True,
+            run = subprocess.run([sys.executable, "-m", "bench.vs_transformers", name, *argv], text=True, check=True,
                                  stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
             seconds[name].append(float(run.stdout.split()[-1]))
     median = {name: statistics.median(found) for name, found in seconds.items()}
