@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Steps of one instruction against steps that mix four. The result is the held-out loss in
+# log.jsonl. Run results/laptop.sh first.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+tune() {        # tune NAME [--key=value ...]: 150 steps of 64 rows, into out/NAME
+    name=$1
+    shift
+    python instruct.py config/laptop.toml --out_dir="out/$name" --max_steps=150 --warmup_steps=20 \
+        --eval_interval=150 --eval_tasks=data/laptop/tasks/mouse_3.dev.json "$@"
+}
+
+tune mix-64x1 --batch_size=64 --gradient_accumulation_steps=1
+tune mix-16x4
+tune mix-16x4-adamw --optimizer=adamw --learning_rate=1e-3
