@@ -27,7 +27,7 @@ import re
 import shutil
 import zlib
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tqdm import tqdm
@@ -40,10 +40,10 @@ from config import file_sha256, toy
 @dataclass
 class PrepareConfig:
     data_dir: str = "data/toy"      # folder to write to
-    dna: list[str] = field(default_factory=list)        # FASTA files; without any input, the toy world
-    english: list[str] = field(default_factory=list)    # UTF-8 text files, a blank line between paragraphs
-    tasks: list[str] = field(default_factory=list)      # folders of train.csv, dev.csv, test.csv; other .csv; Alpaca .json, .jsonl
-    describe: list[str] = field(default_factory=list)   # of tasks: "FOLDER: what is asked; LABEL = word; LABEL = word"
+    dna: tuple = ()        # FASTA files; without any input, the toy world
+    english: tuple = ()    # UTF-8 text files, a blank line between paragraphs
+    tasks: tuple = ()      # folders of train.csv, dev.csv, test.csv; other .csv; Alpaca .json, .jsonl
+    describe: tuple = ()   # of tasks: "FOLDER: what is asked; LABEL = word; LABEL = word"
     keep_overlaps: bool = False     # keep training rows that stand inside held-out ones, or around them
     vocab_size: int = 640           # ids of the tokenizer
     split: str = "mixed"            # how DNA is read: mixed, mixed6, mixed1, none
@@ -205,7 +205,7 @@ def train_tokenizer(cfg, folder):
     that the words that every prompt repeats are tokens -> Tokenizer"""
     rng = np.random.default_rng(cfg.seed)
     sample = []
-    for modality, part in (("dna", replace(cfg, english=[])), ("english", replace(cfg, dna=[]))):
+    for modality, part in (("dna", replace(cfg, english=())), ("english", replace(cfg, dna=()))):
         docs = (text for _, held_out, text in documents(part) if not held_out)
         sample += draw(tqdm(docs, desc=f"sampling {modality}", unit=" docs", disable=None),
                        cfg.tokenizer_mb * 1e6, rng)
@@ -268,43 +268,54 @@ def write_bins(cfg, tok, folder):
 
 
 # ----------------------------------------------------------------------------------------------
-# The prompt. Tokenizers of instruction models carry their template with them, and so does ours.
+# The prompt
 
 ALPACA = ("Below is an instruction that describes a task{paired}. Write a response that "
-          "appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n"
-          "{input}### Response:\n")
+          "appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n")
+
+
+def alpaca_parts(instruction, has_input):
+    """The standard Alpaca prompt template (Taori et al., 2023) -> the texts before and after the
+    input. The response is not part of it: its ids are joined on, so the boundary never moves."""
+    paired = ", paired with an input that provides further context" if has_input else ""
+    before = ALPACA.format(paired=paired, instruction=instruction)
+    if has_input:
+        return before + "### Input:\n", "\n\n### Response:\n"
+    return before, "### Response:\n"
 
 
 def alpaca_prompt(instruction, input=""):
-    """The standard Alpaca prompt (Taori et al., 2023), with or without an input. The response is
-    not part of it: its ids are joined on, so that the boundary lies between two tokens."""
-    return ALPACA.format(
-        paired=", paired with an input that provides further context" if input else "",
-        instruction=instruction,
-        input=f"### Input:\n{input}\n\n" if input else "")
+    before, after = alpaca_parts(instruction, bool(input))
+    return before + input + after
 
 
-def encode_prompts(tok, asked, rooms):
-    """asked: list of (instruction, input); rooms: how many tokens each prompt may have. Where one is
-    longer, tokens are cut off the end of its input, never of its instruction.
-    -> (list of arrays of ids, None where not even the instruction fits; how many were trimmed)"""
-    prompts = list(tok.encode_batch([alpaca_prompt(*a) for a in asked]))
-    long = [i for i, prompt in enumerate(prompts) if len(prompt) > rooms[i]]
-    inputs = dict(zip(long, tok.encode_batch([asked[i][1] for i in long])))
-    keep = {i: len(inputs[i]) for i in long}        # tokens of input, for those still too long
-    while keep:
-        for i in list(keep):
-            if keep[i] == 0:
-                prompts[i] = None
-                del keep[i]
-            else:
-                keep[i] = max(0, keep[i] - (len(prompts[i]) - rooms[i]))
-        texts = [alpaca_prompt(asked[i][0], tok.decode(inputs[i][:n])) for i, n in keep.items()]
-        for i, prompt in zip(list(keep), tok.encode_batch(texts)):
-            prompts[i] = prompt
-            if len(prompt) <= rooms[i]:
-                del keep[i]
-    return prompts, sum(prompts[i] is not None for i in long)
+def encode_prompts(tok, asked, max_len):
+    """asked: list of (instruction, input). A prompt is three lists of ids (before the input, the
+    input, after it), so that cutting the end of an input is a slice.
+    -> (array of ids per prompt, at most max_len of them, None where not even the instruction fits;
+    how many inputs were cut)"""
+    # instructions repeat: each is encoded once
+    parts = {(instruction, bool(input)): alpaca_parts(instruction, bool(input))
+             for instruction, input in asked}
+    texts = list(dict.fromkeys(text for pair in parts.values() for text in pair))
+    ids_of = dict(zip(texts, tok.encode_batch(texts)))
+
+    prompts, n_cut = [], 0
+    for (instruction, input), ids in zip(asked, tok.encode_batch([input for _, input in asked])):
+        before, after = (ids_of[text] for text in parts[instruction, bool(input)])
+        left = max_len - len(before) - len(after)
+        n_cut += 0 <= left < len(ids)
+        prompts.append(np.concatenate([before, ids[:left], after]) if left >= 0 else None)
+    return prompts, n_cut
+
+
+def max_prompt_len(tok, choices, block_size):
+    """-> the most tokens that a prompt may have: the context less the longest choice and its stop
+    token, or less an eighth of the context where there are no choices"""
+    longest = max((len(ids) + 1 for ids in tok.encode_batch(choices)), default=block_size // 8)
+    if longest > block_size // 2:
+        raise ValueError(f"a choice is {longest} tokens long, of block_size={block_size}: shorten it")
+    return block_size - longest
 
 
 # ----------------------------------------------------------------------------------------------
@@ -579,9 +590,9 @@ def main(argv):
             os.makedirs(os.path.join(part, "raw"))
             raw = os.path.join(part, "raw")
             toy.write(raw, cfg.seed)
-            cfg = replace(cfg, dna=[os.path.join(raw, "genome.fa")],
-                          english=[os.path.join(raw, "english.txt")],
-                          tasks=[os.path.join(raw, task) for task in toy.TASK_WINDOWS])
+            cfg = replace(cfg, dna=(os.path.join(raw, "genome.fa"),),
+                          english=(os.path.join(raw, "english.txt"),),
+                          tasks=tuple(os.path.join(raw, task) for task in toy.TASK_WINDOWS))
         for path in cfg.dna + cfg.english:
             if not os.path.exists(path):
                 raise FileNotFoundError(f"{path}: no such file")
