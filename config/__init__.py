@@ -4,15 +4,14 @@ Configuration: a dataclass, a .toml file and the command line make one checked c
     python train.py config/laptop.toml --max_steps=500 --resume
 
 Values come from the dataclass's defaults, then from the file, then from the command line. A file
-holds a section for each script that it says something about, so that one preset is a whole
-experiment:
+has a section per script, so that one preset is a whole experiment:
 
     [prepare]
     vocab_size = 8192
     [train]
     n_layer = 6
 
-An unknown key or a wrong type ends the run with one line that says which.
+An unknown key, a wrong type or an impossible value ends the run with one line that says which.
 """
 import difflib
 import hashlib
@@ -26,48 +25,61 @@ from dataclasses import fields, replace
 
 SECTIONS = ("prepare", "train", "instruct", "sample")
 TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "text",
-         list[str]: "a list of text"}
+         tuple: "a list of text"}
+
+# Numbers are zero or more; these are more than zero, and those at most 1.
+POSITIVE = ("batch_size gradient_accumulation_steps n_layer n_head n_embd block_size vocab_size "
+            "eval_interval log_interval learning_rate tokenizer_mb val_fraction num_samples "
+            "max_new_tokens").split()
+AT_MOST_1 = "dropout val_fraction balance".split()
 
 
 def from_command_line(cls, section, argv):
-    """cls: a dataclass with a default for each field; section: the name of the script;
-    argv: the arguments, at most one .toml file and any number of --key=value, where a bare --key
-    is short for --key=true -> a `cls`"""
+    """cls: a dataclass with a default for each field; section: the name of the script; argv: at most
+    one .toml file and any number of --key=value, where --key alone means --key=true -> a `cls`"""
     if "--help" in argv or "-h" in argv:
         print(help_text(cls, section))
         sys.exit()
-    config = cls()
-    for path in [a for a in argv if not a.startswith("--")]:
-        config = update(config, read_section(path, section), f"{path} [{section}]")
+    # what the command line says
     types = {f.name: f.type for f in fields(cls)}
     given = {}
-    for arg in [a for a in argv if a.startswith("--")]:
-        key, equals, value = arg[2:].partition("=")
+    for arg in [a for a in argv if a.startswith("-")]:
+        key, equals, value = arg.lstrip("-").partition("=")
         if not equals and types.get(key, bool) is not bool:
-            raise ValueError(f"{arg}: write --{key}=VALUE")
-        given[key] = value if equals else "true"
+            raise ValueError(f"{arg}: write --{key}=VALUE, with an equals sign")
+        value = value if equals else "true"
+        if key in given and types.get(key) is tuple:
+            value = f"{given[key]},{value}"
+        elif given.get(key, value) != value:
+            raise ValueError(f"--{key} is given twice, as {given[key]} and as {value}: give it once")
+        given[key] = value
+
+    # comes after what the preset says
+    config = cls()
+    for path in [a for a in argv if not a.startswith("-")]:
+        config = update(config, read_section(path, section), f"{path} [{section}]")
     return update(config, given, "command line")
 
 
 def read_section(path, section):
     """-> {key: value} of one section of a preset"""
     if not path.endswith(".toml"):
-        raise ValueError(f"{path}: what is this? Give a .toml preset, or --key=VALUE")
+        raise ValueError(f"{path}: neither a .toml preset nor --key=VALUE")
     with open(path, "rb") as f:
         try:
-            file = tomllib.load(f)
-        except tomllib.TOMLDecodeError as e:
+            file = tomllib.loads(f.read().decode("utf-8-sig"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
             raise ValueError(f"{path}: not TOML: {e}") from None
     for key, value in file.items():
         if key not in SECTIONS or not isinstance(value, dict):
-            raise ValueError(f"{path}: {key} is not a section: the keys of a script go under one "
-                             f"of {', '.join(f'[{s}]' for s in SECTIONS)}")
+            raise ValueError(f"{path}: {key} is not a section: keys go under one of "
+                             f"{', '.join(f'[{s}]' for s in SECTIONS)}")
     return file.get(section, {})
 
 
 def update(config, values, source):
-    """-> `config` with `values` in it, which come from `source` and are text where that is the
-    command line. ValueError for a key or a type that the dataclass does not have."""
+    """-> `config` with `values`, texts or the values of a .toml file, checked against the types of
+    the dataclass. source: where they come from, for the ValueError"""
     types = {f.name: f.type for f in fields(config)}
     checked = {}
     for key, value in values.items():
@@ -76,19 +88,24 @@ def update(config, values, source):
             hint = f"did you mean {near[0]}?" if near else "--help lists the keys"
             raise ValueError(f"{source}: unknown key {key}: {hint}")
         try:
-            checked[key] = convert(value, types[key])
-        except (ValueError, TypeError):
+            value = checked[key] = convert(value, types[key])
+        except (ValueError, TypeError, OverflowError):
             raise ValueError(f"{source}: {key}={value!r} is not {TYPES[types[key]]}") from None
+        if types[key] in (int, float):
+            if not value >= 0 or value == 0 and key in POSITIVE:
+                raise ValueError(f"{source}: {key}={value} is too small")
+            if value > 1 and key in AT_MOST_1 or value == float("inf"):
+                raise ValueError(f"{source}: {key}={value} is too large")
     return replace(config, **checked)
 
 
 def convert(value, kind):
-    """A value of a .toml file, or the text of one -> the same as `kind`: bool, int, float, str or
-    list[str]; ValueError where it is none"""
-    if kind == list[str]:
-        items = [v for v in value.split(",") if v] if isinstance(value, str) else value
+    """A value of a .toml file, or its text on the command line -> the same as a `kind`, one of bool,
+    int, float, str, tuple (of str, in text separated by commas); ValueError if it is none"""
+    if kind is tuple:
+        items = value.split(",") if isinstance(value, str) else value
         if isinstance(items, list) and all(isinstance(v, str) for v in items):
-            return items
+            return tuple(v.strip() for v in items if v.strip())
     elif kind is bool:
         if value in (True, "true", "True"):
             return True
@@ -110,15 +127,13 @@ def help_text(cls, section):
         notes |= dict(re.findall(r"^    (\w+):.*?  # (.*)$", inspect.getsource(base), re.MULTILINE))
     lines = [f"python {section}.py [config/NAME.toml] [--key=value ...]", ""]
     for f in fields(cls):
-        value = getattr(cls(), f.name)
-        shown = ",".join(value) if isinstance(value, list) else value
+        shown = ",".join(f.default) if isinstance(f.default, tuple) else f.default
         lines.append(f"--{f.name}={shown}\n        {notes.get(f.name, '')}")
     return "\n".join(lines)
 
 
 def write_json(path, value):
-    """Write a resolved config, or anything else that a script tells of itself, as JSON: the whole
-    file or nothing."""
+    """Write a config, scores or any other JSON, atomically."""
     with open(f"{path}.tmp", "w", encoding="utf-8") as f:
         json.dump(value, f, indent=2, ensure_ascii=False)
         f.write("\n")
@@ -126,15 +141,15 @@ def write_json(path, value):
 
 
 def file_sha256(path):
-    """-> the SHA-256 of a file, in hexadecimal: by it data and models know their tokenizer"""
+    """-> SHA-256 of a file, in hexadecimal: by it, data and models know their tokenizer"""
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def run(main):
-    """Run a script's main(argv). What the user can mend (a file that is not there, a value that
-    does not fit: OSError and ValueError) is said in one line, with exit status 1; anything else is
-    a defect and keeps its traceback. Set DEBUG=1 for tracebacks of both."""
+    """Run a script's main(argv). User errors (OSError, ValueError) print one line and exit with
+    status 1, and so does Ctrl-C; anything else is a bug and keeps its traceback. DEBUG=1 shows all
+    tracebacks."""
     try:
         main(sys.argv[1:])
     except (OSError, ValueError) as e:
@@ -142,3 +157,5 @@ def run(main):
             raise
         text = f"{e.filename}: {e.strerror}" if isinstance(e, OSError) and e.filename else str(e)
         sys.exit("error: " + " ".join(text.split()))
+    except KeyboardInterrupt:
+        sys.exit("\nstopped")

@@ -5,15 +5,7 @@ import pytest
 
 import prepare
 import train
-from config import machine, toy as toy_world
-
-
-@pytest.fixture(scope="session", autouse=True)
-def no_measuring():
-    """The peak of the machine matters to no test, and measuring it takes a second each time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(machine, "peak_flops", lambda device, dtype: 1e11)
-        yield
+from config import toy as toy_world
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +31,11 @@ SMALL = ["--n_layer=2", "--n_head=2", "--n_embd=16", "--block_size=256", "--batc
 @pytest.fixture
 def small():
     return SMALL
+
+
+def merge(*args):
+    """Command-line arguments, of which a later one replaces an earlier one of the same key"""
+    return list({arg.partition("=")[0]: arg for arg in args}.values())
 
 
 def listing(folder):

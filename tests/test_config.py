@@ -1,7 +1,7 @@
 """Configuration: where values come from, and what is refused."""
 import glob
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pytest
 
@@ -21,21 +21,29 @@ class Example:
     rate: float = 0.1           # how fast
     name: str = "a"             # what it is called
     loud: bool = False          # whether it speaks
-    files: list[str] = field(default_factory=list)  # what it reads
+    batch_size: int = 1         # rows
+    dropout: float = 0.0        # share
+    files: tuple = ()           # what it reads
 
 
-def load(tmp_path, text, *args):
+def load(tmp_path, text, *args, encoding="utf-8"):
     path = tmp_path / "x.toml"
-    path.write_text(text)
+    path.write_text(text, encoding=encoding)
     return config.from_command_line(Example, "train", [str(path), *args])
 
 
 def test_default_then_file_then_command_line(tmp_path):
     cfg = load(tmp_path, '[train]\nsteps = 20\nrate = 1\nname = "b"\nfiles = ["p", "q"]\n[sample]\nx = 1',
                "--steps=30", "--loud=true", "--name=c=d")
-    assert cfg == Example(steps=30, rate=1.0, name="c=d", loud=True, files=["p", "q"])
+    assert cfg == Example(steps=30, rate=1.0, name="c=d", loud=True, files=("p", "q"))
     assert config.from_command_line(Example, "train", ["--loud"]).loud
-    assert config.from_command_line(Example, "train", ["--files=a,b,c"]).files == ["a", "b", "c"]
+    assert config.from_command_line(Example, "train", ["--files= a,b,, c"]).files == ("a", "b", "c")
+    assert config.from_command_line(Example, "train", ["--files=a", "--files=b,c"]).files == \
+        ("a", "b", "c")
+
+
+def test_byte_order_mark(tmp_path):
+    assert load(tmp_path, "[train]\nsteps = 20", encoding="utf-8-sig").steps == 20
 
 
 @pytest.mark.parametrize("arg,message", [
@@ -44,12 +52,20 @@ def test_default_then_file_then_command_line(tmp_path):
     ("--steps=1.5", "not a whole number"),
     ("--rate=fast", "not a number"),
     ("--loud=maybe", "not true or false"),
-    ("--steps", "write --steps=VALUE"),
-    ("steps", "what is this"),
+    ("--steps", "write --steps=VALUE, with an equals sign"),
+    ("--steps 5", "write --steps=VALUE"),
+    ("steps", "neither a .toml preset nor --key=VALUE"),
+    ("--batch_size=0", "batch_size=0 is too small"),
+    ("--rate=-1", "rate=-1.0 is too small"),
+    ("--rate=nan", "rate=nan is too small"),
+    ("--rate=inf", "rate=inf is too large"),
+    ("--steps=1e400", "not a whole number"),
+    ("--dropout=1.5", "dropout=1.5 is too large"),
+    ("--rate=1 --rate=2", "--rate is given twice, as 1 and as 2"),
 ])
 def test_refused_on_the_command_line(arg, message):
     with pytest.raises(ValueError) as e:
-        config.from_command_line(Example, "train", [arg])
+        config.from_command_line(Example, "train", arg.split())
     assert message in str(e.value)
 
 
