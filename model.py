@@ -1,21 +1,21 @@
 """
-GPT-2: the network, its loss, generation, and its weights in and out.
+GPT-2: the network, its loss, a key-value cache, generation, checkpoints.
 
     model = GPT(GPTConfig(vocab_size=8192, block_size=256, n_layer=6, n_head=6, n_embd=384))
     logits, loss = model(idx, targets)
-    idx = model.generate(idx, max_new_tokens=20, stop=0)
+    for token in model.generate([12, 7, 5], max_new_tokens=20, stop=0): ...
 
-The network is the one of Radford et al. (2019), "Language Models are Unsupervised Multitask
-Learners": learned positions, LayerNorm before each part, GELU by tanh, biases everywhere, the head
-tied to the token embedding. Parameters have the names of the published GPT-2.
+The network is that of Radford et al. (2019), "Language Models are Unsupervised Multitask
+Learners": learned positions, LayerNorm before each part of a block, GELU in its tanh form, biases
+everywhere, LM head tied to the token embedding. Parameters have the names of the published GPT-2,
+whose files are read and written at the end of this file.
 
-In shapes: B batch, T time (tokens), C channels (n_embd), H heads, D head size (C / H), V vocabulary.
+Shapes: B batch, T time (tokens), S keys (cached tokens and these), C channels (n_embd), H heads,
+D head size (C / H), V vocabulary.
 """
-import contextlib
 import json
 import math
 import os
-import pickle
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -27,83 +27,29 @@ from torch.nn import functional as F
 @dataclass
 class GPTConfig:
     vocab_size: int = 50257     # ids of the tokenizer
-    block_size: int = 1024      # the longest context, in tokens
+    block_size: int = 1024      # context length, in tokens
     n_layer: int = 12           # blocks
-    n_head: int = 12            # attention heads in each block
+    n_head: int = 12            # attention heads per block
     n_embd: int = 768           # channels
     dropout: float = 0.0        # share of activations zeroed in training
 
 
-class Cache:
-    """Keys and values of the tokens read so far, so that generation computes each token once.
+# ----------------------------------------------------------------------------------------------
+# The network
 
-    Rows may be of different lengths: a token sees what stands at its own position and before, so
-    what lies beyond (padding, or tokens taken back) is never looked at.
-    """
+def attention(q, k, v, mask, dropout):
+    """F.scaled_dot_product_attention written out, for CPUs in bfloat16: their fused kernel leaves
+    the bfloat16 units idle and takes two to three times as long.
 
-    def __init__(self, max_length):
-        self.max_length = max_length
-        self.keys, self.values = [], []     # for each layer (B, H, max_length, D)
-
-    def update(self, layer, k, v, position):
-        """Store k, v (B, H, T, D) of the tokens at `position` (B, T).
-        -> all keys, all values, and which of them each token sees (B, 1, T, max_length)"""
-        if layer == len(self.keys):
-            B, H, _, D = k.shape
-            self.keys.append(k.new_zeros(B, H, self.max_length, D))
-            self.values.append(v.new_zeros(B, H, self.max_length, D))
-        keys, values = self.keys[layer], self.values[layer]
-        row = torch.arange(len(position), device=k.device)[:, None]
-        keys[row, :, position] = k.transpose(1, 2)
-        values[row, :, position] = v.transpose(1, 2)
-        seen = torch.arange(self.max_length, device=k.device) <= position[..., None]
-        return keys, values, seen[:, None]
-
-    def repeat(self, B):
-        """Make B rows of the only one."""
-        self.keys = [k.repeat(B, 1, 1, 1) for k in self.keys]
-        self.values = [v.repeat(B, 1, 1, 1) for v in self.values]
-
-
-class Prefix:
-    """Keys and values of the tokens that all rows of a training batch begin with. They are computed
-    once, as a row of their own, and all rows see them; gradients flow back through them."""
-
-    def __init__(self):
-        self.keys, self.values = [], []     # for each layer (1, H, P, D), with P tokens in common
-
-    def update(self, layer, k, v, position):
-        """The first time in each layer k, v are the prefix's own, (1, H, P, D); then the rows',
-        (B, H, T, D), at `position` (B, T). -> as Cache.update"""
-        if layer == len(self.keys):
-            self.keys.append(k)
-            self.values.append(v)
-        else:
-            k = torch.cat([self.keys[layer].expand(len(k), -1, -1, -1), k], dim=2)
-            v = torch.cat([self.values[layer].expand(len(v), -1, -1, -1), v], dim=2)
-        seen = torch.arange(k.size(2), device=k.device) <= position[..., None]
-        return k, v, seen[:, None]
-
-
-def attention(q, k, v, seen, dropout):
-    """F.scaled_dot_product_attention written out, in products of matrices.
-
-    q: (B, H, T, D); k, v: (B, H, keys, D)
-    seen: (..., T, keys) which keys each token sees; None: those up to its own
+    q: (B, H, T, D); k, v: (B, H, S, D)
+    mask: which keys each token attends to, bool, broadcast to (B, H, T, S); None is causal
     -> (B, H, T, D)
     """
-    if seen is None:
+    if mask is None:
         T = q.size(2)
-        seen = torch.ones(T, T, dtype=torch.bool, device=q.device).tril()
-        if torch.compiler.is_compiling():
-            # In four parts: most of what a token does not see is then not computed at all, which
-            # makes a step 1 or 2% shorter with a context of 256, 10% with 1,024. Not compiled, the
-            # copies that this takes cost more than it saves.
-            n = math.ceil(T / 4)
-            return torch.cat([attention(q[:, :, i:i + n], k[:, :, :i + n], v[:, :, :i + n],
-                                        seen[i:i + n, :i + n], dropout) for i in range(0, T, n)], dim=2)
-    unseen = torch.zeros_like(seen, dtype=q.dtype).masked_fill(~seen, -math.inf)
-    scores = q / math.sqrt(q.size(-1)) @ k.transpose(-2, -1) + unseen       # (B, H, T, keys)
+        mask = torch.ones(T, T, dtype=torch.bool, device=q.device).tril()
+    bias = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -math.inf)
+    scores = q / math.sqrt(q.size(-1)) @ k.transpose(-2, -1) + bias       # (B, H, T, S)
     return F.dropout(F.softmax(scores, dim=-1), dropout) @ v
 
 
@@ -117,29 +63,29 @@ class CausalSelfAttention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)   # query, key, value in one
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x, position=None, cache=None):
+    def forward(self, x, mask=None, cache=None):
         B, T, C = x.shape
         # (B, T, 3C) -> three of (B, H, T, D)
         q, k, v = (part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)
                    for part in self.c_attn(x).split(C, dim=2))
-        dropout = self.dropout if self.training else 0.0
-        seen = None         # which keys each token sees: all before it, if nothing else is said
         if cache is not None:
-            k, v, seen = cache.update(self.layer, k, v, position)
+            k, v = cache.extend(self.layer, k, v)                   # (B, H, S, D)
+
+        # attend: (B, H, T, D) x (B, H, D, S) -> (B, H, T, S), times (B, H, S, D) -> (B, H, T, D)
+        dropout = self.dropout if self.training else 0.0
         if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-            # The fused kernel of a CPU leaves its bfloat16 units idle, and takes about twice as
-            # long (three times where the context is short).
-            y = attention(q, k, v, seen, dropout)
+            y = attention(q, k, v, mask, dropout)
         else:
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=seen is None,
-                                               dropout_p=dropout)
-        y = y.transpose(1, 2).reshape(B, T, C)      # the heads side by side again
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout,
+                                               is_causal=mask is None)
+
+        y = y.transpose(1, 2).reshape(B, T, C)          # the heads side by side again
         return F.dropout(self.c_proj(y), self.dropout, self.training)
 
 
 def gelu(x):
-    """GELU by its tanh formula (Hendrycks & Gimpel, 2016). Since 1 + tanh(u) = 2 sigmoid(2u), it can
-    be said by the sigmoid, which the compiler makes twice as fast on a CPU: 4% of a training step."""
+    """GELU in its tanh form (Hendrycks & Gimpel, 2016). As 1 + tanh(u) = 2 sigmoid(2u), it can be
+    written with a sigmoid, which torch.compile vectorizes about twice as fast on a CPU."""
     if torch.compiler.is_compiling():
         return x * torch.sigmoid(math.sqrt(8 / math.pi) * (x + 0.044715 * x ** 3))
     return F.gelu(x, approximate="tanh")
@@ -167,8 +113,8 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd)
         self.mlp = MLP(config)
 
-    def forward(self, x, position=None, cache=None):
-        x = x + self.attn(self.ln_1(x), position, cache)
+    def forward(self, x, mask=None, cache=None):
+        x = x + self.attn(self.ln_1(x), mask, cache)
         x = x + self.mlp(self.ln_2(x))
         return x
 
@@ -192,8 +138,8 @@ class GPT(nn.Module):
         self._init_weights()
 
     def _init_weights(self):
-        """As GPT-2: normal of 0.02, and less for what is added to the residual stream, so that its
-        variance does not grow with the number of blocks (two additions each)."""
+        """As GPT-2: normal with std 0.02, and less for what is added to the residual stream, so that
+        its variance does not grow with the number of blocks (two additions in each)."""
         residual_std = 0.02 / math.sqrt(2 * self.config.n_layer)
         for name, p in self.named_parameters():
             if name.endswith("c_proj.weight"):
@@ -208,222 +154,308 @@ class GPT(nn.Module):
         return self.lm_head.weight.device
 
     def num_params(self):
-        """Parameters, the tied head counted once and the positions not at all: they are looked up
-        and added, and cost no matrix product."""
+        """Number of parameters, the tied LM head counted once, position embeddings left out (they
+        take part in no matrix product)."""
         return sum(p.numel() for p in self.parameters()) - self.transformer.wpe.weight.numel()
 
-    def flops_per_token(self, length):
-        """Floating-point operations to train on one token of a text of `length` tokens: 6 for each
-        parameter, and attention's 12 L C T (Chowdhery et al., 2022, PaLM, appendix B)."""
+    def flops_per_token(self, T):
+        """FLOPs to train on one token in rows of T tokens: 6 per parameter, plus 12 L C T for
+        attention (Chowdhery et al., 2022, PaLM, appendix B)."""
         c = self.config
-        return 6 * self.num_params() + 12 * c.n_layer * c.n_embd * length
-
-    def training_flops(self, idx, targets, weights=None, prefix=None):
-        """Floating-point operations to train on a batch as forward() would be given it, which leaves
-        out the head where the weights are 0, and computes a prefix once."""
-        shared = 0 if prefix is None else prefix.numel()
-        tokens, computed = shared + idx.numel(), idx.numel()
-        if weights is not None:
-            computed = (weights > 0).sum().item()
-        return tokens * self.flops_per_token(shared + idx.size(1)) \
-            - 6 * self.lm_head.weight.numel() * (tokens - computed)
+        return 6 * self.num_params() + 12 * c.n_layer * c.n_embd * T
 
     def hidden(self, idx, position=None, cache=None):
-        """idx (B, T) -> the state of each token before the head (B, T, C)"""
+        """The states before the LM head.
+
+        idx: (B, T) token ids
+        position: (B, T), or (1, T) for all rows alike; 0, 1, 2, ... if not given
+        cache: a Cache with the tokens before these, which takes up these too
+        -> (B, T, C)
+        """
         T = idx.size(1)
         if T > self.config.block_size:
             raise ValueError(f"{T} tokens do not fit into block_size={self.config.block_size}")
         if position is None:
-            position = torch.arange(T, device=idx.device).expand_as(idx)
+            position = torch.arange(T, device=idx.device)[None]
+        mask = None if cache is None else cache.mask(position)
+
+        # padding has a position beyond the context; what is looked up for it does not matter
+        position = position.clamp(max=self.config.block_size - 1)
         x = self.transformer.wte(idx) + self.transformer.wpe(position)
         x = F.dropout(x, self.config.dropout, self.training)
         for block in self.transformer.h:
-            x = block(x, position, cache)
+            x = block(x, mask, cache)
         return self.transformer.ln_f(x)
 
-    def forward(self, idx, targets=None, weights=None, prefix=None, position=None, cache=None):
+    def forward(self, idx, targets=None, prefix=None):
         """
         idx: (B, T) token ids
         targets: (B, T) the id that should follow each token, -1 where there is nothing to learn
-        weights: (B, T) how much each target counts; all the same if not given. Where it is 0 the
-            head is not computed, which in tuning, with few answers among many prompts, saves much
-        prefix: (P,) tokens that stand before all rows and have no loss; they are computed once
-        position: (B, T) where each token stands in its row; from 0 on if not given
-        cache: what came before, a Cache; with it, `position` must be given
+        prefix: (P,) tokens that all rows begin with, without a loss; they are computed only once.
+            The LM head is then computed only where there is a target: in tuning, at few tokens
 
-        -> logits (B, T, V), None with weights; and the loss, the mean over all targets in nats,
-        None without targets
+        -> logits (B, T, V), with a prefix (number of targets, V); and the loss, the mean over the
+        targets in nats, None without targets
         """
-        if prefix is not None:
-            P, T = len(prefix), idx.size(1)
-            place, cache = torch.arange(P + T, device=idx.device), Prefix()
-            self.hidden(prefix[None], place[None, :P], cache)
-            position = place[P:].expand_as(idx)
-        x = self.hidden(idx, position, cache)
+        if prefix is None:
+            x = self.hidden(idx)
+        else:
+            P, cache = len(prefix), Cache()
+            position = torch.arange(P + idx.size(1), device=idx.device)[None]
+            self.hidden(prefix[None], position[:, :P], cache)
+            x = self.hidden(idx, position[:, P:], cache)
         if targets is None:
             return self.lm_head(x), None
-        if weights is None:
-            logits = self.padded_head(x) if x.is_cuda else self.lm_head(x)
-            total = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(),
-                                    ignore_index=-1, reduction="sum")
-            # A batch without any target has the loss 0, not 0 / 0.
-            return logits, total / (targets != -1).sum().clamp(min=1)
-        counts = (weights > 0) & (targets != -1)
-        weights = weights[counts]
-        each = F.cross_entropy(self.lm_head(x[counts]).float(), targets[counts], reduction="none")
-        return None, (each * weights).sum() / weights.sum().clamp(min=1e-9)
 
-    def padded_head(self, x):
-        """x (B, T, C) -> logits (B, T, V) by a product whose size is a multiple of 128, which is what
-        GPUs are fast at: the vocabulary is filled up, and the surplus cut off again."""
-        weight = F.pad(self.lm_head.weight, (0, 0, 0, -self.config.vocab_size % 128))
-        return F.linear(x, weight)[..., :self.config.vocab_size]
+        if prefix is not None:
+            has_target = targets != -1
+            x, targets = x[has_target], targets[has_target]
+        logits = self.lm_head(x)
+        total = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(),
+                                ignore_index=-1, reduction="sum")
+        # a batch without any target has the loss 0, not 0 / 0
+        return logits, total / (targets != -1).sum().clamp(min=1)
 
-    # -- generation
+    # -- scoring and generation, on a cache
 
-    def read(self, rows, room):
-        """Read rows of ids, a list of B lists of any lengths, into a new cache with `room` for that
-        many tokens a row. What all rows begin with is computed once.
-        -> logits of what follows each row (B, V), the cache, lengths (B,)"""
-        P = common_prefix(rows) if len(rows) > 1 else 0
-        lengths = torch.tensor([len(row) for row in rows], device=self.device)
-        cache = Cache(room)
+    def prefill(self, prompts):
+        """Read prompts, lists of ids of any lengths, into a new cache; the prefix that they share is
+        computed once.
+
+        -> logits of the token after each prompt (B, V), the cache, lengths (B,)
+        """
+        lengths = torch.tensor([len(p) for p in prompts], device=self.device)
+        cache = Cache()
+        P = common_prefix(prompts) if len(prompts) > 1 else 0
         if P:
-            place = torch.arange(P, device=self.device)[None]
-            self.hidden(torch.tensor([rows[0][:P]], device=self.device), place, cache)
-            cache.repeat(len(rows))
-        idx = torch.zeros(len(rows), max(map(len, rows)) - P, dtype=torch.long)
-        for b, row in enumerate(rows):
-            idx[b, :len(row) - P] = torch.tensor(row[P:])
-        position = torch.arange(P, P + idx.size(1), device=self.device).expand_as(idx)
-        x = self.hidden(idx.to(self.device), position, cache)
-        last = x[torch.arange(len(rows), device=self.device), lengths - P - 1]      # (B, C)
+            prefix = torch.tensor([prompts[0][:P]], device=self.device)
+            self.hidden(prefix, torch.arange(P, device=self.device)[None], cache)
+
+        # the rest of each row, padded on the right
+        T = max(map(len, prompts)) - P
+        idx = torch.tensor([p[P:] + [0] * (P + T - len(p)) for p in prompts], device=self.device)
+        position = torch.arange(P, P + T, device=self.device).expand_as(idx)
+        position = position.masked_fill(position >= lengths[:, None], Cache.PADDING)
+        x = self.hidden(idx, position, cache)
+        last = x[torch.arange(len(prompts), device=self.device), lengths - P - 1]      # (B, C)
         return self.lm_head(last), cache, lengths
 
     @torch.inference_mode()
     def log_likelihoods(self, prompts, choices):
-        """How likely each of `choices` (lists of ids, <|endoftext|> at the end) is as the response to
-        each of `prompts` (lists of ids), of any lengths. The prompts are read once; each choice is
-        then laid over the one before in the cache.
+        """How likely each choice is as the response to each prompt. The prompts are computed once.
 
-        -> log-likelihoods in nats (B, number of choices); and whether it is what the model would
-        write, taking the likeliest token each time: bool of the same shape"""
-        room = max(map(len, prompts)) + max(map(len, choices))
-        first, cache, lengths = self.read(prompts, room)
+        prompts: B lists of ids; choices: lists of ids, each with its stop token at the end
+        -> log-likelihoods in nats (B, number of choices); and whether greedy decoding would produce
+        that choice, bool of the same shape
+        """
+        longest = max(map(len, prompts)) + max(map(len, choices))
+        if longest > self.config.block_size:
+            raise ValueError(f"a prompt and a choice of {longest} tokens together do not fit into "
+                             f"block_size={self.config.block_size}: cut the prompt")
+        first, cache, lengths = self.prefill(prompts)
+        cache.frozen = True         # every choice continues the prompt, not the choice before it
         nats, greedy = [], []
         for choice in choices:
             ids = torch.tensor(choice, device=self.device).expand(len(prompts), -1)     # (B, T)
             logits = first[:, None]
             if len(choice) > 1:
-                position = lengths[:, None] + torch.arange(len(choice) - 1, device=self.device)
-                rest, _ = self(ids[:, :-1], position=position, cache=cache)
-                logits = torch.cat([logits, rest], dim=1)                               # (B, T, V)
-            each = F.log_softmax(logits.float(), dim=-1).gather(2, ids[..., None])
-            nats.append(each.sum(dim=(1, 2)))
+                steps = torch.arange(len(choice) - 1, device=self.device)
+                rest = self.hidden(ids[:, :-1], lengths[:, None] + steps, cache)
+                logits = torch.cat([logits, self.lm_head(rest)], dim=1)                 # (B, T, V)
+            log_p = F.log_softmax(logits.float(), dim=-1).gather(2, ids[..., None])     # (B, T, 1)
+            nats.append(log_p.sum(dim=(1, 2)))
             greedy.append((logits.argmax(dim=-1) == ids).all(dim=1))
         return torch.stack(nats, dim=1), torch.stack(greedy, dim=1)
 
     @torch.inference_mode()
-    def generate(self, prompts, max_new_tokens, temperature=1.0, top_k=None, stop=None,
-                 use_cache=True, generator=None):
-        """Continue each of `prompts`, a list of lists of ids (at least one), of any lengths.
+    def generate(self, prompt, max_new_tokens, temperature=1.0, top_k=None, stop=None,
+                 generator=None):
+        """Continue `prompt`, a list of at least one id; yields the new ids one by one.
 
-        temperature: 0 takes the likeliest token each time; otherwise logits are divided by it
-        top_k: draw among the k likeliest tokens only
-        stop: the id behind which a row ends, usually <|endoftext|>
-        use_cache: without it everything is computed anew for each token, to the same result
+        temperature: 0 is greedy decoding; otherwise logits are divided by it before drawing
+        top_k: draw only among the k most likely tokens
+        stop: the token, usually <|endoftext|>, after which generation ends
         generator: a torch.Generator on the model's device, for the draws
 
-        -> a list of new ids for each prompt, `stop` included where it was reached. When a context
-        is full its older half is forgotten.
+        When the context is full, its older half is forgotten.
         """
-        was_training = self.training
-        self.eval()
-        block_size = self.config.block_size
-        rows = [list(p) for p in prompts]
-        new = [[] for _ in prompts]
-        ended = [False] * len(prompts)
-        cache = None
-        for left in range(max_new_tokens, 0, -1):
+        ids, cache = list(prompt), None
+        for _ in range(max_new_tokens):
             if cache is None:
-                rows = [r if len(r) <= block_size else r[-(block_size // 2):] for r in rows]
-                room = min(block_size, max(map(len, rows)) + left)
-                logits, cache, lengths = self.read(rows, room)
+                if len(ids) > self.config.block_size:
+                    ids = ids[-(self.config.block_size // 2):]
+                logits, cache, _ = self.prefill([ids])                                  # (1, V)
             else:
-                logits = self(chosen, position=lengths[:, None], cache=cache)[0][:, -1]
-                lengths = lengths + 1
-            chosen = choose(logits.float(), temperature, top_k, generator)      # (B, 1)
-            for b, token in enumerate(chosen[:, 0].tolist()):
-                rows[b].append(token)
-                if not ended[b]:
-                    new[b].append(token)
-                    ended[b] = token == stop
-            if all(ended):
-                break
-            if not use_cache or int(lengths.max()) == block_size:
+                last = torch.tensor([[ids[-1]]], device=self.device)
+                position = torch.tensor([[len(ids) - 1]], device=self.device)
+                logits = self.lm_head(self.hidden(last, position, cache))[:, -1]
+            token = choose(logits[0].float(), temperature, top_k, generator)
+            ids.append(token)
+            yield token
+            if token == stop:
+                return
+            if len(ids) > self.config.block_size:
                 cache = None
-        self.train(was_training)
-        return new
 
-    # -- weights in and out
 
-    @classmethod
-    def from_gpt2(cls, path):
-        """Read a GPT-2 `model.safetensors` in the `transformers` library's layout, with its
-        `config.json` beside it. path: the file, or its folder"""
-        folder = path if os.path.isdir(path) else os.path.dirname(path)
-        with open(os.path.join(folder, "config.json"), encoding="utf-8") as f:
-            c = json.load(f)
-        model = cls(GPTConfig(vocab_size=c["vocab_size"], block_size=c["n_positions"],
-                              n_layer=c["n_layer"], n_head=c["n_head"], n_embd=c["n_embd"]))
-        path = os.path.join(folder, "model.safetensors") if os.path.isdir(path) else path
-        tensors = {name.removeprefix("transformer."): tensor
-                   for name, tensor in read_safetensors(path).items()}
-        with torch.no_grad():
-            for name, p in model.transformer.named_parameters():
-                if name not in tensors:
-                    raise ValueError(f"{path}: no tensor {name}: not a GPT-2 of {c['n_layer']} "
-                                     "layers, as its config.json says")
-                tensor = tensors[name].T if is_conv1d(name) else tensors[name]
-                if tensor.shape != p.shape:
-                    raise ValueError(f"{path}: {name} is {tuple(tensor.shape)}, not "
-                                     f"{tuple(p.shape)}, as its config.json says")
-                p.copy_(tensor)
-        return model
+class Cache:
+    """Keys and values of the tokens read so far, and their positions. A token attends to cached
+    tokens at positions up to its own.
 
-    def save_gpt2(self, folder):
-        """Write `model.safetensors` and `config.json`, for `transformers` to load. With the
-        tokenizer.json beside them the folder is complete."""
-        os.makedirs(folder, exist_ok=True)
-        tensors = {f"transformer.{name}": p.detach().T if is_conv1d(name) else p.detach()
-                   for name, p in self.transformer.named_parameters()}
-        write_safetensors(os.path.join(folder, "model.safetensors"), tensors)
-        c = self.config
-        config = dict(model_type="gpt2", architectures=["GPT2LMHeadModel"], vocab_size=c.vocab_size,
-                      n_positions=c.block_size, n_ctx=c.block_size, n_embd=c.n_embd,
-                      n_layer=c.n_layer, n_head=c.n_head, activation_function="gelu_new",
-                      layer_norm_epsilon=1e-5, resid_pdrop=c.dropout, embd_pdrop=c.dropout,
-                      attn_pdrop=c.dropout, bos_token_id=0, eos_token_id=0,
-                      tie_word_embeddings=True)
-        with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as f:
-            json.dump(config, f, indent=2)
+    It serves wherever a beginning is computed once for several continuations: one row is taken up
+    first (a shared prefix, B=1), then rows that continue it; `frozen`, it is read but not extended.
+    Padding is cached at the position PADDING, after everything, so that nothing attends to it.
+    """
+    PADDING = 1 << 30
+
+    def __init__(self):
+        self.layers = {}            # layer -> (keys, values), each (B or 1, H, S, D)
+        self.position = None        # (B or 1, S)
+        self.frozen = False
+
+    def mask(self, position):
+        """Take up the positions (B or 1, T) of new tokens -> which of the S keys, the new ones among
+        them, each of the new tokens attends to, bool (B or 1, 1, T, S)"""
+        keys = position
+        if self.position is not None:
+            keys = torch.cat([self.position.expand(len(position), -1), position], dim=1)
+        if not self.frozen:
+            self.position = keys
+        return keys[:, None, None, :] <= position[:, None, :, None]
+
+    def extend(self, layer, k, v):
+        """Take up the k, v (B, H, T, D) of a layer's new tokens -> all of its k, v (B, H, S, D)"""
+        if layer in self.layers:
+            k, v = (torch.cat([old.expand(len(new), -1, -1, -1), new], dim=2)
+                    for old, new in zip(self.layers[layer], (k, v)))
+        if not self.frozen:
+            self.layers[layer] = k, v
+        return k, v
 
 
 def common_prefix(rows):
-    """-> how many ids the rows, lists of ids, begin with in common; the last of each not counted"""
-    first, last = min(rows), max(rows)      # in the order of a dictionary the most unlike ones
+    """-> how many ids all rows (lists of ids) begin with; the last id of each is not counted, so
+    that something is left of every row"""
+    first, last = min(rows), max(rows)      # sorted, the first and the last row differ the most
     shortest = min(map(len, rows)) - 1
     return next((i for i in range(shortest) if first[i] != last[i]), max(0, shortest))
 
 
 def choose(logits, temperature, top_k, generator=None):
-    """Draw one token for each row of logits (B, V) -> (B, 1)"""
+    """logits (V,) -> the id of the next token"""
     if temperature == 0:
-        return logits.argmax(-1, keepdim=True)
-    if top_k is not None and top_k < logits.size(-1):
-        kth = logits.topk(top_k).values[:, [-1]]
-        logits = logits.masked_fill(logits < kth, float("-inf"))
-    return torch.multinomial(F.softmax(logits / temperature, dim=-1), 1, generator=generator)
+        return logits.argmax().item()
+    if top_k is not None and top_k < len(logits):
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[-1], -math.inf)
+    return torch.multinomial(F.softmax(logits / temperature, dim=-1), 1, generator=generator).item()
+
+
+# ----------------------------------------------------------------------------------------------
+# Checkpoints
+
+def save_checkpoint(path, model, **more):
+    """Write the model, its config and `more` (tensors, numbers, strings, dicts and lists of them).
+    Atomic: if the process is killed or the disk is full, the previous file stays intact (OSError in
+    the latter case)."""
+    state = {"model": model.state_dict(), "model_config": asdict(model.config), **more}
+    try:
+        with open(f"{path}.tmp", "wb") as f:
+            torch.save(state, f)
+            f.flush()
+            os.fsync(f.fileno())        # on the disk before it replaces the previous file
+        os.replace(f"{path}.tmp", path)
+    except (OSError, RuntimeError):     # torch turns some of the former into the latter
+        if os.path.exists(f"{path}.tmp"):
+            os.remove(f"{path}.tmp")
+        raise OSError(f"{path}: cannot be written, is the disk full? The checkpoint before it is "
+                      "intact: free some space and continue with --resume") from None
+
+
+def load_checkpoint(path, device="cpu", dropout=0.0):
+    """-> (model, the whole checkpoint as a dict), both on `device`"""
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{path}: no such checkpoint: train a model first, or give another "
+                                "folder")
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except Exception as e:      # damaged bytes can make the unpickler raise anything
+        raise ValueError(f"{path}: not a complete checkpoint ({type(e).__name__}): was it cut short "
+                         "in copying?") from None
+    try:
+        model = GPT(GPTConfig(**state["model_config"] | {"dropout": dropout}))
+        model.load_state_dict(state["model"])
+    except (KeyError, TypeError, AttributeError, RuntimeError) as e:
+        raise ValueError(f"{path}: a checkpoint, but not of this model ({type(e).__name__}): only "
+                         "those of train.py and instruct.py can be read") from None
+    return model.to(device), state
+
+
+# ==============================================================================================
+# GPT-2 files, in the layout of the `transformers` library. Not needed to understand the network.
+
+# What these keys of a config.json must say, where present, for the network to be the one above.
+PLAIN_GPT2 = {"model_type": ("gpt2",), "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+              "layer_norm_epsilon": (1e-5,), "scale_attn_weights": (True,),
+              "scale_attn_by_inverse_layer_idx": (False,), "tie_word_embeddings": (True,),
+              "add_cross_attention": (False,)}
+SAFETENSORS_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def from_gpt2(folder):
+    """Read a GPT-2 from `model.safetensors` and `config.json` in a folder -> GPT"""
+    path = os.path.join(folder, "config.json")
+    try:
+        with open(path, encoding="utf-8") as f:
+            c = json.load(f)
+        for key, allowed in PLAIN_GPT2.items():
+            if c.get(key, allowed[0]) not in allowed:
+                raise ValueError(f"{key} is {c[key]!r}, which this network does not have")
+        if c.get("n_inner") not in (None, 4 * c["n_embd"]):
+            raise ValueError(f"n_inner is {c['n_inner']}, not four times n_embd")
+        model = GPT(GPTConfig(vocab_size=c["vocab_size"], block_size=c["n_positions"],
+                              n_layer=c["n_layer"], n_head=c["n_head"], n_embd=c["n_embd"]))
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise ValueError(f"{path}: not the config of a plain GPT-2 ({e})") from None
+
+    path = os.path.join(folder, "model.safetensors")
+    tensors = {name.removeprefix("transformer."): tensor
+               for name, tensor in read_safetensors(path).items()}
+    with torch.no_grad():
+        for name, p in model.transformer.named_parameters():
+            tensor = tensors.get(name)
+            if tensor is not None and is_conv1d(name):
+                tensor = tensor.T
+            if tensor is None or tensor.shape != p.shape:
+                found = "missing" if tensor is None else f"{tuple(tensor.shape)}"
+                raise ValueError(f"{path}: {name} is {found}, not {tuple(p.shape)} as config.json "
+                                 "says")
+            p.copy_(tensor)
+    return model
+
+
+def save_gpt2(model, tok, folder):
+    """Write a folder that `transformers` loads: weights, config, and the tokenizer `tok`."""
+    os.makedirs(folder, exist_ok=True)
+    c = model.config
+    files = {
+        "config.json": dict(
+            model_type="gpt2", architectures=["GPT2LMHeadModel"], vocab_size=c.vocab_size,
+            n_positions=c.block_size, n_ctx=c.block_size, n_embd=c.n_embd, n_layer=c.n_layer,
+            n_head=c.n_head, activation_function="gelu_new", layer_norm_epsilon=1e-5,
+            resid_pdrop=c.dropout, embd_pdrop=c.dropout, attn_pdrop=c.dropout,
+            bos_token_id=tok.eot, eos_token_id=tok.eot, tie_word_embeddings=True),
+        # without it, AutoTokenizer would split by the pattern of OpenAI's GPT-2
+        "tokenizer_config.json": dict(
+            tokenizer_class="PreTrainedTokenizerFast", model_max_length=c.block_size,
+            bos_token="<|endoftext|>", eos_token="<|endoftext|>", clean_up_tokenization_spaces=False),
+    }
+    for name, content in files.items():
+        with open(os.path.join(folder, name), "w", encoding="utf-8") as f:
+            json.dump(content, f, indent=2)
+    tok.save(os.path.join(folder, "tokenizer.json"))
+    tensors = {f"transformer.{name}": p.detach().T if is_conv1d(name) else p.detach()
+               for name, p in model.transformer.named_parameters()}
+    write_safetensors(os.path.join(folder, "model.safetensors"), tensors)
 
 
 def is_conv1d(name):
@@ -431,11 +463,8 @@ def is_conv1d(name):
     return name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))
 
 
-# A .safetensors file is the length of a JSON header (8 bytes, little-endian), the header, which
-# says of each tensor its dtype, shape and place, and the tensors' raw bytes.
-
-SAFETENSORS_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
+# A .safetensors file: the length of a JSON header (8 bytes, little-endian); the header, with each
+# tensor's dtype, shape and offsets; the tensors' raw bytes.
 
 def read_safetensors(path):
     """-> {name: float32 tensor} of the floating-point tensors in the file"""
@@ -452,60 +481,21 @@ def read_safetensors(path):
                 data = data.view(SAFETENSORS_DTYPES[entry["dtype"]])
                 tensors[name] = data.view(entry["shape"]).float()
         return tensors
-    except (ValueError, KeyError, TypeError, RuntimeError) as e:
-        raise ValueError(f"{path}: not a whole .safetensors file ({e})") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError) as e:
+        raise ValueError(f"{path}: not a complete .safetensors file ({e})") from None
 
 
 def write_safetensors(path, tensors):
-    """tensors: {name: tensor}, written as float32 under `path`, at once or not at all"""
-    header, place = {"__metadata__": {"format": "pt"}}, 0
+    """tensors: {name: tensor}, written as float32; atomic"""
+    header, offset = {"__metadata__": {"format": "pt"}}, 0
     for name, tensor in tensors.items():
         header[name] = {"dtype": "F32", "shape": list(tensor.shape),
-                        "data_offsets": [place, place + 4 * tensor.numel()]}
-        place += 4 * tensor.numel()
+                        "data_offsets": [offset, offset + 4 * tensor.numel()]}
+        offset += 4 * tensor.numel()
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)         # the tensors begin at a multiple of eight
+    text += b" " * (-len(text) % 8)         # tensors start at a multiple of eight
     with open(f"{path}.tmp", "wb") as f:
         f.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
             f.write(tensor.float().contiguous().cpu().numpy().tobytes())
     os.replace(f"{path}.tmp", path)
-
-
-# ----------------------------------------------------------------------------------------------
-# Checkpoints
-
-def save_checkpoint(path, model, **more):
-    """Write the model, its config and `more` (tensors, numbers, strings, dicts and lists of them)
-    under `path`, at once or not at all: where the run is killed meanwhile, or the disk is full, the
-    older file stays as it was. OSError where it cannot be written"""
-    state = {"model": model.state_dict(), "model_config": asdict(model.config), **more}
-    try:
-        with open(f"{path}.tmp", "wb") as f:
-            torch.save(state, f)
-            f.flush()
-            os.fsync(f.fileno())        # on the disk itself, before the older file gives way
-        os.replace(f"{path}.tmp", path)
-    except (OSError, RuntimeError) as e:
-        with contextlib.suppress(OSError):
-            os.remove(f"{path}.tmp")
-        # Of torch's words and the system's, the system's are the clearer.
-        reason = next((r for r in (e, e.__context__) if isinstance(r, OSError)), e)
-        raise OSError(f"{path}: cannot be written ({reason}); what stood there before is whole: make "
-                      "room, and go on with --resume") from None
-
-
-def load_checkpoint(path, device="cpu", dropout=0.0):
-    """-> (model, the whole checkpoint as a dict)"""
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"{path}: no such checkpoint: train a model first, or give "
-                                "another folder")
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-        model = GPT(GPTConfig(**state["model_config"] | {"dropout": dropout}))
-        model.load_state_dict(state["model"])
-    except (OSError, RuntimeError, KeyError, TypeError, EOFError, ValueError,
-            pickle.UnpicklingError) as e:
-        raise ValueError(f"{path}: not a whole checkpoint of this model ({type(e).__name__}): was "
-                         "it cut short in copying?") from None
-    return model.to(device), state

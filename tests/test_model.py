@@ -1,4 +1,5 @@
 """The network: against arithmetic done by hand and by numpy, and against `transformers`."""
+import json
 import math
 import os
 
@@ -8,7 +9,9 @@ import torch
 from torch.nn import functional as F
 
 import model as model_module
-from model import GPT, GPTConfig, choose, load_checkpoint, save_checkpoint
+from bpe import Tokenizer
+from model import (GPT, Cache, GPTConfig, choose, common_prefix, from_gpt2, load_checkpoint,
+                   save_checkpoint, save_gpt2)
 
 SMALL = GPTConfig(vocab_size=61, block_size=32, n_layer=2, n_head=2, n_embd=16)
 
@@ -30,8 +33,7 @@ def tokens(*shape):
 # -- exactness
 
 def test_by_hand():
-    """With a block that adds nothing the logits are LayerNorm(wte + wpe) wte^T, easy enough for pen
-    and paper."""
+    """With a block that adds nothing, the logits are LayerNorm(wte + wpe) wte^T: pen and paper will do."""
     gpt = GPT(GPTConfig(vocab_size=2, block_size=2, n_layer=1, n_head=1, n_embd=2))
     with torch.no_grad():
         gpt.transformer.h[0].attn.c_proj.weight.zero_()
@@ -78,36 +80,38 @@ def test_equals_numpy(gpt):
     assert np.allclose(gpt(idx)[0][0].detach(), numpy_gpt2(w, idx[0].numpy(), 2), atol=1e-4)
 
 
-def test_equals_transformers(gpt, tmp_path):
+@pytest.fixture
+def tok():
+    """A tokenizer of some 270 ids, of which the network of these tests uses the first 61"""
+    return Tokenizer.train(["the cell", "ACGTACGTACGTTGCA"] * 5, 270)
+
+
+def test_equals_transformers(gpt, tok, tmp_path):
     transformers = pytest.importorskip("transformers")
-    gpt.save_gpt2(tmp_path)
+    save_gpt2(gpt, tok, tmp_path)
     theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path).eval()
     idx = tokens(3, 32)
     assert (theirs(idx).logits - gpt(idx)[0]).abs().max() < 1e-4
     theirs.save_pretrained(tmp_path / "theirs")
-    assert torch.equal(GPT.from_gpt2(tmp_path / "theirs")(idx)[0], gpt(idx)[0])
+    assert torch.equal(from_gpt2(tmp_path / "theirs")(idx)[0], gpt(idx)[0])
+
+
+@pytest.mark.parametrize("split", ["mixed", "mixed6", "mixed1", "none"])
+def test_transformers_read_our_tokenizer(gpt, tmp_path, split):
+    transformers = pytest.importorskip("transformers")
+    tok = Tokenizer.train(["see ACGTACGTAA. It's the cell", "GATTACAGATTACA"] * 5, 300, split)
+    save_gpt2(gpt, tok, tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("see ACGTACGTAA.", "The CAT sat, ACGTNNACGTACGTA\n\nIt's 12 é 日本", " x  y "):
+        assert theirs(text)["input_ids"] == tok.encode(text)
+        assert theirs.decode(tok.encode(text)) == text
 
 
 def test_attention_written_out(gpt):
-    """On a CPU bfloat16 takes the way of its own: the same result, but for rounding."""
+    """On a CPU in bfloat16 attention is written out: the same result, up to rounding."""
     idx = tokens(3, 32)
     exact = gpt(idx)[0]
     assert (gpt.bfloat16()(idx)[0] - exact).abs().max() < 0.02 * exact.abs().max()
-
-
-@pytest.mark.parametrize("T", [1, 3, 64, 65, 160])
-def test_attention_in_parts(T, monkeypatch):
-    """Compiled, it takes the tokens in parts: the same values and gradients as all at once."""
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    torch.manual_seed(0)
-    q, k, v = (torch.randn(2, 3, T, 8, requires_grad=True) for _ in range(3))
-    weights = torch.randn(2, 3, T, 8)
-    mine = model_module.attention(q, k, v, None, 0.0)
-    whole = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    assert torch.allclose(mine, whole, atol=1e-6)
-    for a, b in zip(torch.autograd.grad((mine * weights).sum(), (q, k, v)),
-                    torch.autograd.grad((whole * weights).sum(), (q, k, v))):
-        assert torch.allclose(a, b, atol=1e-5)
 
 
 def test_gelu_by_sigmoid(monkeypatch):
@@ -139,26 +143,26 @@ def test_loss_ignores_masked_targets(gpt):
     assert loss.item() == pytest.approx((each[0, :3].sum() + each[1].sum()).item() / 11, rel=1e-5)
 
 
-def test_loss_weights(gpt):
-    idx, targets = tokens(2, 4), tokens(2, 4).flip(1)
-    weights = torch.tensor([[0, 0, 1, 1], [0, 0.5, 1, 1]])
-    targets[1, 3] = -1                                          # ignored, whatever its weight
-    each = -gpt(idx)[0].log_softmax(-1).gather(2, targets.clamp(min=0)[..., None])[..., 0]
-    by_hand = (each[0, 2] + each[0, 3] + 0.5 * each[1, 1] + each[1, 2]) / 3.5
-    logits, loss = gpt(idx, targets, weights)
-    assert logits is None and loss.item() == pytest.approx(by_hand.item(), rel=1e-5)
-    assert gpt(idx, targets, torch.ones(2, 4))[1].item() == pytest.approx(
-        gpt(idx, targets)[1].item(), rel=1e-5)
+def test_a_prefix_changes_nothing(gpt):
+    """The same loss and gradients as with whole rows, of which the prefix has no targets"""
+    idx, targets = tokens(3, 20), tokens(3, 20).flip(1)
+    idx[:, :7] = idx[0, :7]
+    targets[:, :9] = -1
+    targets[1, 15:] = -1
+    gradients = []
+    for batch in ((idx, targets), (idx[:, 7:], targets[:, 7:], idx[0, :7])):
+        gpt.zero_grad()
+        logits, loss = gpt(*batch)
+        loss.backward()
+        gradients.append([loss.detach()] + [p.grad.clone() for p in gpt.parameters()])
+    assert logits.shape == (11 + 6 + 11, 61)        # only where there is a target
+    for a, b in zip(*gradients):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
-def test_padded_head(gpt):
-    x = torch.randn(2, 8, 16)
-    assert torch.allclose(gpt.padded_head(x), gpt.lm_head(x), atol=1e-5)
-
-
-@pytest.mark.parametrize("weights", [None, torch.zeros(2, 8), torch.ones(2, 8)])
-def test_nothing_to_learn_gives_no_nan(gpt, weights):
-    _, loss = gpt(tokens(2, 8), torch.full((2, 8), -1), weights)
+@pytest.mark.parametrize("prefix", [None, torch.arange(5)])
+def test_nothing_to_learn_gives_no_nan(gpt, prefix):
+    _, loss = gpt(tokens(2, 8), torch.full((2, 8), -1), prefix)
     loss.backward()
     assert loss.item() == 0
     assert all(torch.isfinite(p.grad).all() for p in gpt.parameters() if p.grad is not None)
@@ -189,55 +193,95 @@ def test_num_params():
     assert GPT(SMALL).num_params() == 61 * C + 2 * block + 2 * C
 
 
-# -- generation
+# -- the cache, scoring and generation
+
+def test_common_prefix():
+    assert common_prefix([[1, 2, 3], [1, 2, 4], [1, 2, 3, 9]]) == 2
+    assert common_prefix([[1, 2], [1, 2, 3]]) == 1      # something is left of the shorter row
+    assert common_prefix([[7], [7]]) == 0
+
+
+def test_mask_by_hand():
+    """One cached row of two tokens, then two rows that continue it, the second one padded"""
+    cache = Cache()
+    assert cache.mask(torch.tensor([[0, 1]])).int().tolist() == [[[[1, 0], [1, 1]]]]
+    position = torch.tensor([[2, 3], [2, Cache.PADDING]])
+    assert cache.mask(position).int().tolist() == [[[[1, 1, 1, 0], [1, 1, 1, 1]]],
+                                                   [[[1, 1, 1, 0], [1, 1, 1, 1]]]]
+    # what comes after the padding does not attend to it
+    assert cache.mask(torch.tensor([[4], [3]])).int().tolist() == [[[[1, 1, 1, 1, 1]]],
+                                                                   [[[1, 1, 1, 0, 1]]]]
+
+
+def greedy(gpt, prompt, n, **more):
+    return list(gpt.generate(prompt, n, temperature=0, **more))
+
 
 def test_cache_changes_nothing(gpt):
-    """Rows of unlike length, with and without the cache, together and alone, and on beyond the
-    context: the same tokens."""
-    prompts = [[1, 2, 3], [5], list(range(31)), list(range(50))]
-    cached = gpt.generate(prompts, 60, temperature=0)
-    assert cached == gpt.generate(prompts, 60, temperature=0, use_cache=False)
-    assert cached == [gpt.generate([p], 60, temperature=0)[0] for p in prompts]
-    assert [len(new) for new in cached] == [60] * 4
+    """Prompts shorter and longer than the context, generated beyond it, with and without the cache"""
+    for prompt in ([5], [1, 2, 3], list(range(31)), list(range(50))):
+        ids = list(prompt)
+        for token in greedy(gpt, prompt, 60):
+            if len(ids) > 32:
+                ids = ids[-16:]
+            assert token == gpt(torch.tensor([ids]))[0][0, -1].argmax().item()
+            ids.append(token)
 
 
-def test_generation_is_the_argmax(gpt):
-    new = gpt.generate([[4, 5, 6]], 10, temperature=0)[0]
-    for t, token in enumerate(new):
-        assert token == gpt(torch.tensor([[4, 5, 6] + new[:t]]))[0][0, -1].argmax().item()
+def test_log_likelihoods(gpt):
+    """With the shared cache and prompts of different lengths the same as row by row without"""
+    prompts = [[1, 2, 3, 4], [1, 2, 9], [1, 2, 3, 4, 5, 6, 7, 8]]
+    choices = [[7], [7, 8, 0], [30, 31, 0], greedy(gpt, prompts[1], 3)]
+    found, would_write = gpt.log_likelihoods(prompts, choices)
+    for i, p in enumerate(prompts):
+        for j, c in enumerate(choices):
+            log_p = gpt(torch.tensor([p + c]))[0][0].log_softmax(-1)
+            alone = sum(log_p[len(p) - 1 + t, token].item() for t, token in enumerate(c))
+            assert found[i, j].item() == pytest.approx(alone, abs=1e-4)
+            assert would_write[i, j].item() == (greedy(gpt, p, len(c)) == c)
+    assert would_write[1, 3]
+    with pytest.raises(ValueError, match="of 33 tokens together do not fit into block_size=32"):
+        gpt.log_likelihoods([[1] * 30], [[1], [1, 2, 3]])
 
 
 def test_stops(gpt):
-    free = gpt.generate([[1], [2]], 20, temperature=0)
-    stop = free[0][4]
-    stopped = gpt.generate([[1], [2]], 20, temperature=0, stop=stop)
-    assert stopped[0] == free[0][:free[0].index(stop) + 1]
-    assert gpt.generate([[1]], 0) == [[]]
+    free = greedy(gpt, [1], 20)
+    assert greedy(gpt, [1], 20, stop=free[4]) == free[:free.index(free[4]) + 1]
+    assert greedy(gpt, [1], 0) == []
 
 
 def test_choose():
-    logits = torch.tensor([[0.0, 3.0, 2.0, -1.0]])
-    assert choose(logits, 0, None).item() == 1
-    draws = {choose(logits, 1.0, 2).item() for _ in range(100)}
-    assert draws == {1, 2}
-    a, b = (gpt_draws(7), gpt_draws(7))
-    assert a == b != gpt_draws(8)
+    logits = torch.tensor([0.0, 3.0, 2.0, -1.0])
+    assert choose(logits, 0, None) == 1
+    assert {choose(logits, 1.0, 2) for _ in range(100)} == {1, 2}
+    assert draws(7) == draws(7) != draws(8)
 
 
-def gpt_draws(seed):
+def draws(seed):
     torch.manual_seed(0)
-    return GPT(SMALL).generate([[1]], 20, generator=torch.Generator().manual_seed(seed))
+    return list(GPT(SMALL).generate([1], 20, generator=torch.Generator().manual_seed(seed)))
 
 
 # -- files
 
-def test_gpt2_files_round_trip(gpt, tmp_path):
-    gpt.save_gpt2(tmp_path)
-    assert torch.equal(GPT.from_gpt2(tmp_path)(tokens(1, 9))[0], gpt(tokens(1, 9))[0])
+def test_gpt2_files_round_trip(gpt, tok, tmp_path):
+    save_gpt2(gpt, tok, tmp_path)
+    assert torch.equal(from_gpt2(tmp_path)(tokens(1, 9))[0], gpt(tokens(1, 9))[0])
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="not a whole .safetensors"):
-        GPT.from_gpt2(tmp_path)
+    with pytest.raises(ValueError, match="not a complete .safetensors"):
+        from_gpt2(tmp_path)
+
+
+@pytest.mark.parametrize("key, value", [
+    ("scale_attn_by_inverse_layer_idx", True), ("activation_function", "relu"), ("n_inner", 99),
+    ("tie_word_embeddings", False), ("model_type", "gpt_neo"), ("layer_norm_epsilon", 1e-6)])
+def test_a_gpt2_that_is_not_plain_is_refused(gpt, tok, tmp_path, key, value):
+    save_gpt2(gpt, tok, tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(ValueError, match=f"config.json: not the config of a plain GPT-2 .{key} is"):
+        from_gpt2(tmp_path)
 
 
 def test_checkpoint_of_a_compiled_model_loads_uncompiled(gpt, tmp_path):
@@ -271,7 +315,7 @@ def test_a_full_disk_keeps_the_older(gpt, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
-        with pytest.raises(OSError, match="last.pt: cannot be written .*too large.*before is whole"):
+        with pytest.raises(OSError, match="last.pt: cannot be written, is the disk full.*is intact"):
             save_checkpoint(path, gpt, step=2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -283,7 +327,7 @@ def test_checkpoint_cut_short(gpt, tmp_path, size):
     path = tmp_path / "last.pt"
     save_checkpoint(path, gpt)
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(ValueError, match="last.pt: not a whole checkpoint"):
+    with pytest.raises(ValueError, match="last.pt: not a complete checkpoint"):
         load_checkpoint(path)
 
 
@@ -296,10 +340,9 @@ def test_refusals(tmp_path):
         load_checkpoint(str(tmp_path / "none.pt"))
 
 
-def test_training_flops(gpt):
-    idx, targets = tokens(2, 8), tokens(2, 8)
-    whole = gpt.training_flops(idx, targets)
-    assert whole == 16 * (6 * gpt.num_params() + 12 * 2 * 16 * 8)
-    weights = torch.zeros(2, 8)
-    weights[:, -3:] = 1
-    assert whole - gpt.training_flops(idx, targets, weights) == 6 * 61 * 16 * 10
+def test_a_checkpoint_of_another_program(tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "x.pt")
+    torch.save([1, 2], tmp_path / "y.pt")
+    for name in ("x.pt", "y.pt"):
+        with pytest.raises(ValueError, match=f"{name}: a checkpoint, but not of this model"):
+            load_checkpoint(tmp_path / name)
