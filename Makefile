@@ -1,9 +1,10 @@
-# make toy: the whole way on the toy world. make test: all tests. Both make .venv first.
+# make toy: the whole way on the toy world. make test: all tests. Both create .venv first.
 PYTHON ?= python3
 ENV = .venv/bin/python
 
 toy: .venv/ready
 	$(ENV) prepare.py
+	$(ENV) -m bench.kmers data/toy/tasks
 	$(ENV) train.py
 	$(ENV) instruct.py
 	$(ENV) sample.py

@@ -6,8 +6,8 @@ Instruction tuning: one model, many tasks, and a score for each.
     python instruct.py --init_from=out/laptop-instruct --epochs=0 --eval_tasks='my/*.json'
 
 The last one only scores. A row is a prompt, the response and <|endoftext|>; the loss is on the
-response and <|endoftext|>, so that the model learns to answer and then to stop. out_dir gets what
-train.py writes, and scores.json.
+latter two, so that the model learns to answer and then to stop. out_dir gets what train.py
+writes, and scores.json.
 
 Shapes: B batch, T time (tokens), P tokens of the shared prefix.
 """
@@ -65,7 +65,7 @@ def find_files(patterns):
     for pattern in patterns:
         paths = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
         if not paths:
-            raise FileNotFoundError(f"{pattern}: no such file: run prepare.py with --tasks first")
+            raise FileNotFoundError(f"{pattern}: no such file: run prepare.py first")
         found += paths
     return list({os.path.realpath(path): path for path in found}.values())
 
@@ -77,20 +77,21 @@ def read_tasks(patterns):
 
 
 def other_strand(records):
-    """-> the reverse complements of the records that have the same answer on either strand"""
-    return [r | {"input": reverse_complement(r["input"])} for r in records if r.get("either_strand")]
+    """-> the reverse complements of those records that have the same answer on either strand"""
+    return [r | {"input": reverse_complement(r["input"])}
+            for r in records if r.get("either_strand")]
 
 
 def without_leaks(train, test):
-    """-> the training records whose question, on either strand, is not among the test records"""
+    """-> the training records that do not ask what a test record asks, on either strand"""
     def question(r):
         return r["input"] or r["instruction"]
 
-    asked = {question(r) for r in test} | {reverse_complement(r["input"]) for r in test if r["input"]}
-    kept = [r for r in train if question(r) not in asked]
+    scored = {question(r) for r in test}
+    scored |= {reverse_complement(r["input"]) for r in test if r["input"]}
+    kept = [r for r in train if question(r) not in scored]
     if len(kept) < len(train):
-        print(f"{len(train) - len(kept):,} of {len(train):,} rows are in eval_tasks too, and are left "
-              "out of tuning")
+        print(f"{len(train) - len(kept):,} of {len(train):,} rows are in eval_tasks too: left out")
     return kept
 
 
@@ -102,8 +103,8 @@ class Row(NamedTuple):
 
 
 def encode_rows(records, tok, block_size, max_len):
-    """-> a Row per record. An input is cut so that its prompt has at most max_len tokens, the same
-    limit for all rows, so that the cut tells nothing of the answer. What still does not fit is None."""
+    """-> a Row per record, None for one that does not fit. An input is cut so that its prompt has at
+    most max_len tokens: one limit for all rows, so that the cut tells nothing about the answer."""
     asked = [(r["instruction"], r["input"]) for r in records]
     prompts, n_cut = encode_prompts(tok, asked, max_len)
     responses = tok.encode_batch([r["output"] for r in records])
@@ -115,8 +116,7 @@ def encode_rows(records, tok, block_size, max_len):
     if n_cut:
         print(f"{n_cut:,} of {len(rows):,} inputs were cut to fit into {max_len} tokens")
     if n_left := sum(row is None for row in rows):
-        print(f"{n_left:,} of {len(rows):,} records do not fit into {block_size} tokens and are "
-              "left out")
+        print(f"{n_left:,} of {len(rows):,} records do not fit into {block_size} tokens: left out")
     return rows
 
 
@@ -124,9 +124,9 @@ def encode_rows(records, tok, block_size, max_len):
 # Batches
 
 def epoch_batches(rows, batch_size, balance, seed):
-    """One epoch -> lists of row numbers, a function of the seed alone. Rows with the same instruction
-    and of similar length go together: little padding, and a long shared prefix. balance: as in the
-    config; a task drawn more often than it has rows repeats them."""
+    """One epoch -> lists of row numbers, a function of the seed alone. Rows with the same
+    instruction and of similar length go together: little padding, and a long shared prefix.
+    balance: as in the config; a task drawn more often than it has rows repeats them."""
     rng = np.random.default_rng(seed)
     members = defaultdict(list)
     for i, row in enumerate(rows):
@@ -146,8 +146,8 @@ def epoch_batches(rows, batch_size, balance, seed):
 
 
 def collate(rows, prompt_loss=False):
-    """Rows -> idx (B, T), targets (B, T) and the prefix (P,) that all prompts share and that idx is
-    without. The target of a token is the token after it, -1 in the prompt and in the padding. With
+    """Rows -> idx (B, T), targets (B, T) and the prefix (P,) that all prompts share, which idx is
+    without. The target of a token is the one after it, -1 in the prompt and in the padding. With
     prompt_loss, prompts have targets too, and there is no prefix."""
     P = 0 if prompt_loss else common_prefix([row.prompt.tolist() for row in rows])
     T = max(len(row.prompt) + len(row.response) for row in rows) - P - 1
@@ -166,33 +166,48 @@ def collate(rows, prompt_loss=False):
 # Scores
 
 def candidates(record):
-    """What a record's answer is chosen from; without choices there is only the right answer to look
-    at, which greedy decoding writes or not."""
+    """What an answer is chosen from. Without choices only the right answer is looked at: would
+    greedy decoding write it?"""
     return record.get("choices") or [record["output"]]
 
 
 def answer(model, tok, records, max_len, cfg, machine, bar):
-    """-> per record the probabilities of its candidates, a list that sums to 1, and whether greedy
-    decoding would write the right answer and stop; None for a record that does not fit"""
+    """-> per record the probabilities of its candidates, and whether greedy decoding would write the
+    right answer and stop; None for a record that does not fit"""
     rows = encode_rows(records, tok, model.config.block_size, max_len)
     answers = [None] * len(rows)
+
+    # rows of a batch have the same candidates; the same instruction and length make it fast
     order = sorted([i for i, row in enumerate(rows) if row is not None], key=lambda i: (
         candidates(records[i]), rows[i].instruction, len(rows[i].prompt)))
     for choices, group in itertools.groupby(order, key=lambda i: candidates(records[i])):
-        ids = [c.tolist() + [tok.eot] for c in tok.encode_batch(choices)]
         group = list(group)
+        ids = [c.tolist() + [tok.eot] for c in tok.encode_batch(choices)]
         for start in range(0, len(group), 4 * cfg.batch_size):
             batch = group[start:start + 4 * cfg.batch_size]
+            prompts = [rows[i].prompt.tolist() for i in batch]
             with machine.autocast():
-                nats, greedy = model.log_likelihoods([rows[i].prompt.tolist() for i in batch], ids)
+                nats, greedy = model.log_likelihoods(prompts, ids)
             for i, p, written in zip(batch, nats.softmax(dim=1).tolist(), greedy.tolist()):
                 answers[i] = p, written[choices.index(records[i]["output"])]
             bar.update(len(batch))
     return answers
 
 
+def answer_both_strands(model, tok, records, *rest):
+    """As answer(), with the sum of both strands' probabilities where the answer is the same"""
+    answers = answer(model, tok, records, *rest)
+    turned = iter(answer(model, tok, other_strand(records), *rest))
+    for i, r in enumerate(records):
+        if r.get("either_strand"):
+            other = next(turned)
+            if answers[i] and other:
+                answers[i] = np.add(answers[i][0], other[0]), answers[i][1]
+    return answers
+
+
 def matthews(confusion):
-    """Matthews correlation coefficient of a confusion matrix (true class, predicted class), for any
+    """Matthews correlation coefficient of a confusion matrix (true class, predicted class) of any
     number of classes (Gorodkin, 2004, "Comparing two K-category assignments by a K-category
     correlation coefficient"); 0 where all are of one class or predicted as one"""
     confusion = np.asarray(confusion, dtype=float)
@@ -202,8 +217,8 @@ def matthews(confusion):
 
 
 def summarize(confusion):
-    """-> accuracy, mcc and its 95% interval by the bootstrap: 1,000 test sets of the same size drawn
-    from this one with replacement, which amounts to drawing the cells of the confusion matrix"""
+    """-> accuracy, mcc and its 95% interval by the bootstrap: 1,000 test sets of the same size,
+    drawn with replacement, which amounts to drawing the cells of the confusion matrix"""
     n = int(confusion.sum())
     if not n:
         return {"accuracy": None, "mcc": None, "mcc_interval": None}
@@ -214,34 +229,31 @@ def summarize(confusion):
 
 
 def score(model, tok, records, max_len, cfg, machine):
-    """-> {task: n, accuracy, mcc, mcc_interval, exact_match, majority}. Accuracy and MCC take the most
-    likely choice; exact_match is whether greedy decoding writes the right answer and stops; majority
-    is the accuracy of always giving the most frequent answer."""
+    """-> {task: n, accuracy, mcc, mcc_interval, exact_match, majority}. Accuracy and MCC take the
+    most likely choice; exact_match is whether greedy decoding writes the right answer and stops;
+    majority is the accuracy of always giving the most frequent answer."""
     model.eval()
+    ask = answer_both_strands if cfg.both_strands else answer
     tasks = defaultdict(list)
     for r in records:
         tasks[r["task"]].append(r)
+    total = len(records) + cfg.both_strands * len(other_strand(records))
+    bar = tqdm(total=total, desc="scoring", unit=" rows", disable=None if machine.is_main else True)
     scores = {}
-    bar = tqdm(total=len(records), desc="scoring", unit=" rows",
-               disable=None if machine.is_main else True)
     for task, members in sorted(tasks.items()):
-        # this process's share of the rows, and their other strands
+        # answer and count this process's share of the rows
         mine = members[machine.rank::machine.world]
-        answers = answer(model, tok, mine, max_len, cfg, machine, bar)
-        if cfg.both_strands and other_strand(mine):
-            turned = iter(answer(model, tok, other_strand(mine), max_len, cfg, machine, bar))
-            answers = [(np.add(a[0], next(turned)[0]), a[1]) if r.get("either_strand") else a
-                       for r, a in zip(mine, answers)]
-
-        # count, and add up what all processes have counted
+        answers = ask(model, tok, mine, max_len, cfg, machine, bar)
+        answered = [(r, *a) for r, a in zip(mine, answers) if a is not None]
         labels = sorted({c for r in members for c in r.get("choices", [])})
-        confusion, n, exact = np.zeros((len(labels), len(labels))), 0, 0
-        for r, (p, written) in [(r, a) for r, a in zip(mine, answers) if a is not None]:
-            n, exact = n + 1, exact + written
-            if labels:
-                best = candidates(r)[int(np.argmax(p))]
-                confusion[labels.index(r["output"]), labels.index(best)] += 1
-        n, exact, *cells = machine.sum(n, exact, *confusion.ravel())
+        confusion = np.zeros((len(labels), len(labels)))
+        for r, p, _ in answered if labels else []:
+            best = candidates(r)[int(np.argmax(p))]
+            confusion[labels.index(r["output"]), labels.index(best)] += 1
+
+        # add up what all processes have counted
+        exact = sum(written for _, _, written in answered)
+        n, exact, *cells = machine.sum(len(answered), exact, *confusion.ravel())
         most_frequent = max(Counter(r["output"] for r in members).values())
         scores[task] = {"n": int(n), **summarize(np.array(cells).reshape(confusion.shape)),
                         "exact_match": exact / n if n else None,
@@ -251,8 +263,8 @@ def score(model, tok, records, max_len, cfg, machine):
 
 
 def add_baselines(scores, paths):
-    """Add the MCC of every baseline, a file NAME.json in a folder scores/ beside the scored files
-    (bench/kmers.py writes one), to the scores of its tasks, as NAME_mcc."""
+    """Add the MCC of each baseline to the scores of its tasks, as NAME_mcc: those are the files
+    NAME.json in a folder scores/ beside the scored files (bench/kmers.py writes one)."""
     for folder in sorted({os.path.dirname(path) for path in paths}):
         for path in sorted(glob.glob(os.path.join(glob.escape(folder), "scores", "*.json"))):
             name = os.path.splitext(os.path.basename(path))[0]
@@ -272,8 +284,8 @@ def with_means(scores, **more):
     return result | more
 
 
-HEADS = {"mcc": "MCC", "mcc_interval": "95% interval", "exact_match": "exact", "kmer_mcc": "6-mers",
-         "classify_mcc": "classifier", "zero_shot_mcc": "zero-shot"}
+HEADS = {"mcc": "MCC", "mcc_interval": "95% interval", "exact_match": "exact",
+         "kmer_mcc": "6-mers", "classify_mcc": "classifier", "zero_shot_mcc": "zero-shot"}
 
 
 def table(result):
@@ -292,12 +304,12 @@ def table(result):
         return f"{value:,}" if key == "n" else f"{value:.3f}"
 
     # a column per key, as wide as its widest cell
-    columns = [["task", *rows]]
+    width = max(map(len, rows))
+    lines = [name.ljust(width) for name in ("task", *rows)]
     for key in keys:
-        columns.append([HEADS.get(key, key)] + [cell(key, s.get(key)) for s in rows.values()])
-    widths = [max(map(len, column)) for column in columns]
-    lines = ["  ".join([name.ljust(widths[0])] + [c.rjust(w) for c, w in zip(cells, widths[1:])])
-             for name, *cells in zip(*columns)]
+        column = [HEADS.get(key, key)] + [cell(key, s.get(key)) for s in rows.values()]
+        width = max(map(len, column))
+        lines = [f"{line}  {text:>{width}}" for line, text in zip(lines, column)]
     if any(not s.get("tuned", True) for s in rows.values()):
         lines.append("* not tuned on")
     return "\n".join(lines)
@@ -314,8 +326,9 @@ def tune(model, tok, records, max_len, cfg, machine, extra):
     val, train = [records[i] for i in order[:n_val]], [records[i] for i in order[n_val:]]
     if cfg.reverse_complement:
         train += other_strand(train)
-    val, train = ([row for row in encode_rows(part, tok, model.config.block_size, max_len) if row]
-                  for part in (val, train))
+    block_size = model.config.block_size
+    val = [row for row in encode_rows(val, tok, block_size, max_len) if row]
+    train = [row for row in encode_rows(train, tok, block_size, max_len) if row]
     if not val or not train:
         raise ValueError(f"{', '.join(cfg.tasks)}: {len(records)} rows are too few to tune on")
 
@@ -324,16 +337,18 @@ def tune(model, tok, records, max_len, cfg, machine, extra):
     if not cfg.max_steps:
         cfg = replace(cfg, max_steps=math.ceil(cfg.epochs * n / accumulation))
     if machine.is_main:
-        print(f"{len(train):,} rows of {len({row.task for row in train})} tasks, "
-              f"{np.mean([len(row.prompt) + len(row.response) for row in train]):.0f} tokens each")
+        mean = np.mean([len(row.prompt) + len(row.response) for row in train])
+        print(f"{len(train):,} rows of {len({row.task for row in train})} tasks, {mean:.0f} tokens "
+              "each")
 
     @functools.lru_cache(maxsize=1)
     def epoch(e):
         return epoch_batches(train, cfg.batch_size, cfg.balance, (cfg.seed, e))
 
     def batches(step):
-        numbers = range(step * accumulation + machine.rank, (step + 1) * accumulation, machine.world)
-        return [collate([train[i] for i in epoch(k // n)[k % n]], cfg.prompt_loss) for k in numbers]
+        first = step * accumulation
+        mine = range(first + machine.rank, first + accumulation, machine.world)
+        return [collate([train[i] for i in epoch(k // n)[k % n]], cfg.prompt_loss) for k in mine]
 
     def evaluate():
         nats = count = 0.0
@@ -356,14 +371,15 @@ def tune(model, tok, records, max_len, cfg, machine, extra):
 
 
 def records_to_tune(cfg, test):
-    """-> the records of cfg.tasks, but for those to leave out and those that are scored"""
+    """-> the records of cfg.tasks, except for those to leave out and those that are scored"""
     records = read_tasks(cfg.tasks)
-    names = {r["task"] for r in records}
-    left_out = {name for name in names if any(fnmatch.fnmatchcase(name, p) for p in cfg.leave_out)}
+    names, left_out = {r["task"] for r in records}, set()
     for pattern in cfg.leave_out:
-        if not fnmatch.filter(names, pattern):
+        matched = fnmatch.filter(names, pattern)
+        if not matched:
             raise ValueError(f"leave_out={pattern}: no task of this name: there are "
                              f"{', '.join(sorted(names))}")
+        left_out.update(matched)
     tuned = without_leaks([r for r in records if r["task"] not in left_out], test)
     if not tuned:
         raise ValueError(f"{', '.join(cfg.tasks)}: nothing is left to tune on")
@@ -375,21 +391,21 @@ def main(argv):
     cfg = config.from_command_line(InstructConfig, "instruct", argv)
     tuning = cfg.epochs > 0 or cfg.max_steps > 0
     if tuning and os.path.realpath(cfg.out_dir) == os.path.realpath(cfg.init_from):
-        raise ValueError(f"out_dir={cfg.out_dir} is init_from: its weights would be overwritten: give "
-                         "another out_dir")
+        raise ValueError(f"out_dir={cfg.out_dir} is init_from, whose weights would be overwritten: "
+                         "give another out_dir")
     test = read_tasks(cfg.eval_tasks)
     train = records_to_tune(cfg, test) if tuning else []
     machine = find_machine(cfg)
-    model, state = load_checkpoint(os.path.join(cfg.init_from, "best.pt"), machine.device, cfg.dropout)
-    tok = Tokenizer.load(os.path.join(cfg.init_from, "tokenizer.json"), state["tokenizer_sha256"])
+    path, tokenizer = (os.path.join(cfg.init_from, name) for name in ("best.pt", "tokenizer.json"))
+    model, state = load_checkpoint(path, machine.device, cfg.dropout)
+    tok = Tokenizer.load(tokenizer, state["tokenizer_sha256"])
 
-    # what checkpoints hold besides: the files they belong to, and what sample.py may ask
-    questions = {r["task"]: {"instruction": r["instruction"], "choices": r["choices"]}
-                 for r in train + test if r.get("choices")}
+    # what checkpoints hold besides: whose they are, and for sample.py what was tuned on
     tuned = {r["task"] for r in train}
-    extra = {"tokenizer_sha256": state["tokenizer_sha256"],
-             "data_sha256": hashlib.sha256(json.dumps(train).encode()).hexdigest(),
-             "questions": {task: q for task, q in questions.items() if task in tuned}}
+    questions = {r["task"]: {"instruction": r["instruction"], "choices": r["choices"]}
+                 for r in train + test if r.get("choices") and r["task"] in tuned}
+    extra = {"tokenizer_sha256": state["tokenizer_sha256"], "questions": questions,
+             "data_sha256": hashlib.sha256(json.dumps(train).encode()).hexdigest()}
 
     # score, tune, score again
     choices = sorted({c for r in train + test for c in r.get("choices", [])})
@@ -407,7 +423,7 @@ def main(argv):
         out_dir = cfg.out_dir if tuning else cfg.init_from
         path = cfg.scores or os.path.join(out_dir, "scores.json")
         n = 2
-        while not (tuning or cfg.scores) and os.path.exists(path):      # keep the earlier scores
+        while not tuning and not cfg.scores and os.path.exists(path):   # keep the earlier ones
             path, n = os.path.join(out_dir, f"scores-{n}.json"), n + 1
         config.write_json(path, result)
         given = "" if out_dir == "out/toy-instruct" else f" --out_dir={out_dir}"
