@@ -22,6 +22,7 @@ import shutil
 import signal
 import sys
 import time
+from collections import defaultdict
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -196,17 +197,25 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self):
-        group = self.param_groups[0]
+        # the momentum of each parameter, as the matrices that it consists of
+        group, updates = self.param_groups[0], defaultdict(list)
         for p, parts in zip(group["params"], self.parts):
             state = self.state[p]
             if not state:
                 state["momentum"] = torch.zeros_like(p)
             momentum = state["momentum"].lerp_(p.grad, 1 - self.momentum)
-            update = p.grad.lerp(momentum, self.momentum)               # Nesterov: one step ahead
+            update = p.grad.lerp(momentum, self.momentum)       # Nesterov: one step ahead
             update = update.view(parts, -1, p.size(1)).to(self.dtype)
-            scale = 0.2 * math.sqrt(max(update.shape[1:]))
-            p.mul_(1 - group["lr"] * group["weight_decay"])
-            p.add_(orthogonalize(update).view_as(p), alpha=-group["lr"] * scale)
+            updates[update.shape[1:]].append((p, update))
+
+        # matrices of the same shape are orthogonalized together, which is faster
+        for shape, members in updates.items():
+            params, parts = zip(*members)
+            orthogonal = orthogonalize(torch.cat(parts)).split([len(part) for part in parts])
+            scale = 0.2 * math.sqrt(max(shape))
+            for p, update in zip(params, orthogonal):
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(update.reshape(p.shape), alpha=-group["lr"] * scale)
 
 
 def orthogonalize(x, steps=5):
