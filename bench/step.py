@@ -1,86 +1,173 @@
 """
-Time a training step: tokens per second, the share of the hardware's rate, memory, where time goes.
+Time a training step: tokens/s, the share of the hardware's peak, memory, where the time goes.
 
     python -m bench.step config/laptop.toml
+    python -m bench.step config/laptop.toml --vs=../another-checkout
 
-Takes the keys of train.py.
+Takes the keys of train.py, and trains on random weights that are thrown away. With --vs the same is
+run with the code of this checkout and of another one, interleaved, each time in a new process.
 """
 import math
+import os
+import re
+import statistics
+import subprocess
 import sys
 import time
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 import config
-from config.machine import find_machine, listed_peak, matmul_flops
+from config.machine import find_machine
 from model import GPT, GPTConfig
-from train import (TrainConfig, Windows, forward_backward, learning_rate, make_optimizers,
-                   make_runner, open_bin, read_data, update)
+from train import (TrainConfig, Windows, learning_rate, make_optimizers, open_bin, read_data,
+                   wrap_model)
 
-def bench(model, cfg, machine, batches, steps=20):
-    """Train for some steps and throw the result away; print how fast they were, the share of the
-    hardware's rate that they reached, and what their time went to. Each is a median over steps."""
+WARMUP, STEPS, ROUNDS = 3, 20, 3
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+@dataclass
+class StepConfig(TrainConfig):
+    vs: str = ""                    # another checkout of this repository, to compare with
+
+
+# ----------------------------------------------------------------------------------------------
+# A step, in two parts, as fit() in train.py computes it
+
+def forward_backward(ddp_model, micro_batches, machine):
+    for i, batch in enumerate(micro_batches):
+        ddp_model.require_backward_grad_sync = i == len(micro_batches) - 1
+        with machine.autocast():
+            loss = ddp_model(*machine.to_device(batch))[1] / len(micro_batches)
+        loss.backward()
+
+
+def update(model, optimizers, lr, grad_clip):
+    for group in [g for optimizer in optimizers for g in optimizer.param_groups]:
+        group["lr"] = lr
+    torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
+    for optimizer in optimizers:
+        optimizer.step()
+    model.zero_grad(set_to_none=True)
+
+
+# ----------------------------------------------------------------------------------------------
+# Its time
+
+def now(machine):
+    if machine.device.type != "cpu":    # Python does not wait for what a GPU computes
+        getattr(torch, machine.device.type).synchronize()
+    return time.perf_counter()
+
+
+def matmul_flops(machine, n=2048):
+    """-> FLOP/s of one product of two n x n matrices, measured"""
+    a, b = torch.randn(2, n, n, device=machine.device).to(machine.dtype)
+    start = now(machine)
+    a @ b
+    return 2 * n ** 3 / (now(machine) - start)
+
+
+def time_steps(model, cfg, machine, windows):
+    """Train for some steps -> seconds of each (steps, 3) for loading, forward and backward, update;
+    and the machine's FLOP/s, by the data sheet or else the median as measured between the steps"""
     optimizers = make_optimizers(model, cfg, machine)
-    runner = make_runner(model, cfg, machine, math.inf)
+    ddp_model = wrap_model(model, cfg, machine, flops=math.inf)
+    rows = cfg.batch_size * cfg.gradient_accumulation_steps
     times, rates = [], []
-
-    def now():
-        if machine.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
     model.train()
-    for step in tqdm(range(steps + 3), unit=" steps", disable=None if machine.is_main else True):
-        clock = [now()]
-        micro = batches(step)
-        clock.append(now())
-        forward_backward(runner, micro, machine)
-        clock.append(now())
+    for step in tqdm(range(WARMUP + STEPS), disable=None if machine.is_main else True):
+        clock = [now(machine)]
+        micro_batches = [windows.rows(step * rows + m * cfg.batch_size, cfg.batch_size) for m in
+                         range(machine.rank, cfg.gradient_accumulation_steps, machine.world)]
+        clock.append(now(machine))
+        forward_backward(ddp_model, micro_batches, machine)
+        clock.append(now(machine))
         update(model, optimizers, learning_rate(step, cfg), cfg.grad_clip)
-        clock.append(now())
-        if step >= 3:       # the first ones compile, and fill caches
+        clock.append(now(machine))
+
+        # the first steps compile and fill caches
+        if step >= WARMUP:
             times.append(np.diff(clock))
-            if not listed_peak(machine.device, machine.dtype):
-                rates.append(matmul_flops(machine.device, machine.dtype, 2048))
-    seconds = np.median(np.sum(times, axis=1))
-    tokens, flops = machine.sum(sum(idx.numel() for idx, *_ in micro),
-                                sum(model.training_flops(*batch) for batch in micro))
-    peak = machine.world * np.median(rates) if rates else machine.peak
+            if not machine.peak:
+                rates.append(matmul_flops(machine) * machine.world)
+    return np.array(times), machine.peak or statistics.median(rates)
+
+
+def peak_memory(machine):
+    """-> the most bytes that this process had at once, on a GPU those of its tensors"""
     if machine.device.type == "cuda":
-        memory = torch.cuda.max_memory_allocated()
-    else:
-        import resource     # Unix has it
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-            1 if sys.platform == "darwin" else 1024)
-    if machine.is_main:
-        print(f"{tokens / seconds:,.0f} tokens a second, {seconds * 1000:,.1f} ms a step of "
-              f"{tokens:,.0f} tokens")
-        print(f"MFU {flops / seconds / peak:.1%} of {peak / 1e12:.4g} TFLOP/s"
-              f"{' as measured between the steps' if rates else ''}")
-        print(f"peak memory {memory / 2 ** 30:.2f} GiB")
-        for part, share in zip(("loading", "forward-backward", "optimizer"),
-                               np.median(times, axis=0) / seconds):
-            print(f"{part:17} {share:6.1%}")
+        return torch.cuda.max_memory_allocated()
+    import resource                     # Unix has it
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def main(argv):
-    cfg = config.from_command_line(TrainConfig, "train", argv)
+def bench(cfg):
+    """Print how fast a step is, medians over all steps -> the trained model"""
     meta, _ = read_data(cfg.data_dir)
+    windows = Windows(open_bin(cfg.data_dir, "train.bin", meta), cfg.block_size, cfg.seed)
     machine = find_machine(cfg)
     torch.manual_seed(cfg.seed)
     model = GPT(GPTConfig(vocab_size=meta["vocab_size"], block_size=cfg.block_size,
                           n_layer=cfg.n_layer, n_head=cfg.n_head, n_embd=cfg.n_embd,
                           dropout=cfg.dropout)).to(machine.device)
-    windows = Windows(open_bin(cfg.data_dir, "train.bin", meta), cfg.block_size, cfg.seed)
-    rows = cfg.batch_size * cfg.gradient_accumulation_steps
+    times, peak = time_steps(model, cfg, machine, windows)
+    if machine.is_main:
+        seconds = np.median(times.sum(axis=1))
+        tokens = cfg.batch_size * cfg.gradient_accumulation_steps * cfg.block_size
+        mfu = tokens * model.flops_per_token(cfg.block_size) / seconds / peak
+        print(f"{tokens / seconds:,.0f} tokens/s, {1000 * seconds:,.1f} ms per step of {tokens:,} "
+              "tokens")
+        print(f"MFU {mfu:.1%} of {peak / 1e12:.4g} TFLOP/s"
+              f"{'' if machine.peak else ', as measured between the steps'}")
+        print(f"peak memory {peak_memory(machine) / 2 ** 30:.2f} GiB")
+        for part, share in zip(("loading", "forward, backward", "optimizer"),
+                               np.median(times, axis=0) / seconds):
+            print(f"{part:18}{share:6.1%}")
+    machine.close()
+    return model
 
-    def batches(step):
-        return [windows.rows(step * rows + m * cfg.batch_size, cfg.batch_size)
-                for m in range(machine.rank, cfg.gradient_accumulation_steps, machine.world)]
 
-    bench(model, cfg, machine, batches)
+# ----------------------------------------------------------------------------------------------
+# Two checkouts
+
+def run_worker(command, **kwargs):
+    """-> what a command prints; ValueError with the last line of its error if it fails"""
+    done = subprocess.run(command, text=True, capture_output=True, **kwargs)
+    if done.returncode:
+        raise ValueError(f"{' '.join(command)}: {done.stderr.strip().splitlines()[-1]}")
+    return done.stdout
+
+
+def compare(checkout, argv):
+    """Run this bench with the code of two checkouts, interleaved, and print the medians."""
+    if not os.path.exists(os.path.join(checkout, "bench", "step.py")):
+        raise ValueError(f"--vs={checkout}: no checkout that has bench/step.py")
+    ms = {ROOT: [], os.path.abspath(checkout): []}
+    for _ in tqdm(range(ROUNDS), unit=" rounds", disable=None):
+        for root in ms:
+            # -P: import from PYTHONPATH, not from the current folder
+            printed = run_worker([sys.executable, "-P", "-m", "bench.step", *argv],
+                                 env=os.environ | {"PYTHONPATH": root})
+            found = re.search(r"([\d,.]+) ms per step", printed)[1]
+            ms[root].append(float(found.replace(",", "")))
+    for root, times in ms.items():
+        print(f"{statistics.median(times):10,.1f} ms per step  {root}")
+    ours, theirs = map(statistics.median, ms.values())
+    print(f"{ours / theirs:10.3f} times as long")
+
+
+def main(argv):
+    cfg = config.from_command_line(StepConfig, "train", argv)
+    if cfg.vs:
+        compare(cfg.vs, [arg for arg in argv if not arg.lstrip("-").startswith("vs=")])
+    else:
+        bench(cfg)
 
 
 if __name__ == "__main__":
