@@ -1,6 +1,7 @@
 """
-Batches by length and a shared beginning, beside what the paper did; choices on a shared cache, beside
-one row a choice. Both on the same model and rows, in turns:
+What instruct.py saves: batches of similar lengths with a shared prefix, beside rows padded to
+block_size; choices scored on one cache, beside a row per choice. The same model and the same rows,
+interleaved.
 
     python train.py config/laptop.toml --block_size=1024 --max_steps=1 --out_dir=out/wide
     python -m bench.vs_padding --init_from=out/wide --tasks='data/laptop/tasks/*.train.json'
@@ -9,38 +10,77 @@ Takes the keys of instruct.py.
 """
 import os
 import statistics
-import time
 
 import torch
+from torch.nn.functional import pad
 
 import config
+from bench.step import forward_backward, now
 from bpe import Tokenizer
-from instruct import Batches, InstructConfig, collate, encode_records, read_tasks
-from model import load_checkpoint
 from config.machine import find_machine
-from train import forward_backward
+from instruct import InstructConfig, collate, encode_rows, epoch_batches, read_tasks
+from model import load_checkpoint
+from prepare import max_prompt_len
 
-ROUNDS = 7
+ROUNDS, WARMUP = 7, 1
+FEW = 4         # rows per round of what is compared with: it is slow
 
 
-def timed(work):
-    start = time.perf_counter()
+def timed(work, machine):
+    """-> seconds"""
+    start = now(machine)
     work()
-    return time.perf_counter() - start
+    return now(machine) - start
 
 
-def pad_to(batch, T):
-    """The batch of collate(), filled up to T tokens a row"""
-    idx, targets, weights = batch
-    fill = (0, T - idx.size(1))
-    return (torch.nn.functional.pad(idx, fill), torch.nn.functional.pad(targets, fill, value=-1),
-            torch.nn.functional.pad(weights, fill))
+def show(what, ours, theirs):
+    """Print rates, medians over the rounds. ours, theirs: seconds per row"""
+    a, b = (1 / statistics.median(seconds[WARMUP:]) for seconds in (ours, theirs))
+    print(f"{what}: {a:,.1f} rows/s, beside {b:,.2f} rows/s: {a / b:.1f} times as fast")
 
 
-def show(what, ours, theirs, rows):
-    """Medians over the rounds; rows: how many each of ours and theirs were for"""
-    a, b = (statistics.median(n / t for t in times) for times, n in zip((ours, theirs), rows))
-    print(f"{what}: {a:,.1f} rows a second, {b:,.2f} beside it: {a / b:.1f} times")
+def tuning(model, rows, cfg, machine):
+    """-> seconds per row to train on a batch, and on rows padded to block_size with a loss on all"""
+    batches = epoch_batches(rows, cfg.batch_size, cfg.balance, cfg.seed)
+    ours, theirs = [], []
+    for k in range(WARMUP + ROUNDS):
+        batch = [rows[i] for i in batches[k % len(batches)]]
+        seconds = timed(lambda: forward_backward(model, [collate(batch)], machine), machine)
+        ours.append(seconds / len(batch))
+
+        few = batch[:FEW]
+        idx, targets = collate(few, prompt_loss=True)
+        fill = (0, model.config.block_size - idx.size(1))
+        padded = pad(idx, fill), pad(targets, fill, value=-1)
+        seconds = timed(lambda: forward_backward(model, [padded], machine), machine)
+        theirs.append(seconds / len(few))
+    return ours, theirs
+
+
+def scoring(model, tok, records, rows, cfg, machine):
+    """-> seconds per row to score all choices on one cache, and each as a whole row"""
+    def each_alone():
+        for prompt in prompts[:FEW]:
+            for choice in choices:
+                row = torch.tensor([prompt + choice[:-1]], device=machine.device)
+                log_p = model(row)[0][0, len(prompt) - 1:].float().log_softmax(dim=-1)
+                log_p.gather(1, torch.tensor(choice, device=machine.device)[:, None]).sum().item()
+
+    # rows with the same instruction, of similar length, as instruct.py batches them
+    order = sorted(range(len(rows)), key=lambda i: (rows[i].instruction, len(rows[i].prompt)))
+    model.eval()
+    ours, theirs = [], []
+    for k in range(WARMUP + ROUNDS):
+        start = k * len(order) // (WARMUP + ROUNDS)
+        batch = [i for i in order[start:start + 4 * cfg.batch_size]
+                 if rows[i].instruction == rows[order[start]].instruction]
+        choices = [tok.encode(c) + [tok.eot] for c in records[batch[0]]["choices"]]
+        prompts = [rows[i].prompt.tolist() for i in batch]
+        with machine.autocast(), torch.inference_mode():
+            seconds = timed(lambda: model.log_likelihoods(prompts, choices), machine)
+            ours.append(seconds / len(prompts))
+            theirs.append(timed(each_alone, machine) / min(FEW, len(prompts)))
+    return ours, theirs
 
 
 def main(argv):
@@ -49,47 +89,17 @@ def main(argv):
     model, _ = load_checkpoint(os.path.join(cfg.init_from, "best.pt"), machine.device)
     tok = Tokenizer.load(os.path.join(cfg.init_from, "tokenizer.json"))
     T = model.config.block_size
-    records = read_tasks(cfg.tasks)[::20]
-    rows = encode_records(records, tok, T)
-    batches = Batches([r for r in rows if r is not None], cfg.batch_size, cfg.seed)
 
-    few, ours, theirs = 4, [], []       # rows that are padded: they are slow
-    for k in range(ROUNDS + 1):
-        batch = batches[k]
-        a = timed(lambda: forward_backward(model, [collate(batch, 0.0)], machine))
-        padded = pad_to(collate(batch[:few], 1.0), T)
-        b = timed(lambda: forward_backward(model, [padded], machine))
-        if k:
-            ours.append(a)
-            theirs.append(b)
-    show(f"tuning, beside rows padded to {T} with a loss on all", ours, theirs, (cfg.batch_size, few))
-
-    model.eval()
-    asked = [(r, row) for r, row in zip(records, rows) if row is not None and r.get("choices")]
-    asked.sort(key=lambda a: (a[0]["instruction"], len(a[1].prompt)))
-    ours, theirs, step = [], [], max(1, len(asked) // (ROUNDS + 1))
-    for k in range(ROUNDS + 1):
-        start = k * step
-        # Some rows that ask the same, as instruct.py puts them together
-        part = [(r, row) for r, row in asked[start:start + 4 * cfg.batch_size]
-                if r["instruction"] == asked[start][0]["instruction"]]
-        ids = [tok.encode(c) + [tok.eot] for c in part[0][0]["choices"]]
-        prompts = [row.prompt.tolist() for _, row in part]
-
-        def each_alone():
-            for prompt in prompts[:few]:
-                for choice in ids:
-                    logits = model(torch.tensor([prompt + choice[:-1]], device=machine.device))[0]
-                    chances = logits[0, len(prompt) - 1:].float().log_softmax(dim=-1)
-                    sum(chances[t, i].item() for t, i in enumerate(choice))
-
-        with machine.autocast(), torch.inference_mode():
-            a = timed(lambda: model.log_likelihoods(prompts, ids)[0].tolist())
-            b = timed(each_alone)
-        if k:
-            ours.append(a / len(prompts))
-            theirs.append(b / min(few, len(prompts)))
-    show("scoring, beside each choice as a row of its own", ours, theirs, (1, 1))
+    # a row in twenty, of all tasks
+    records = [r for r in read_tasks(cfg.tasks) if r.get("choices")][::20]
+    if not records:
+        raise ValueError(f"{', '.join(cfg.tasks)}: no records with choices")
+    max_len = max_prompt_len(tok, sorted({c for r in records for c in r["choices"]}), T)
+    rows = encode_rows(records, tok, T, max_len)
+    records = [r for r, row in zip(records, rows) if row is not None]
+    rows = [row for row in rows if row is not None]
+    show(f"tuning, beside rows padded to {T} tokens", *tuning(model, rows, cfg, machine))
+    show("scoring, beside a row per choice", *scoring(model, tok, records, rows, cfg, machine))
 
 
 if __name__ == "__main__":
