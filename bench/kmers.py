@@ -131,7 +131,7 @@ def is_dna(text):
 
 
 def is_usable(train, test):
-    """Whether the records of a task say how to classify DNA: all have DNA as the input, and choices,
+    """Whether the records of a task say how to classify DNA: all have choices and DNA as input,
     and no training record has one that is new"""
     choices = {c for r in test for c in r.get("choices", [])}
     return len(train) >= 20 and all(is_dna(r["input"]) and r.get("choices")
@@ -200,8 +200,8 @@ def main(argv):
         scores[task], prints[task] = score_task(train[task], test[task]), current[task]
         write_scores(path, scores, fingerprints=prints)
     if not scores:
-        raise ValueError(f"{args.folder}: no task of 20 training rows or more, all with choices and "
-                         "DNA, none of which is new in the rows to score")
+        raise ValueError(f"{args.folder}: no task with 20 training rows or more, and with choices and "
+                         "DNA in all of its rows")
     print(f"{table(with_means(scores))}\n\nwrote {path}")
 
 
