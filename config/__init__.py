@@ -156,6 +156,6 @@ def run(main):
         if os.environ.get("DEBUG"):
             raise
         text = f"{e.filename}: {e.strerror}" if isinstance(e, OSError) and e.filename else str(e)
-        sys.exit("error: " + " ".join(text.split()))
+        sys.exit("error: " + " ".join(text.split())[:1000])
     except KeyboardInterrupt:
         sys.exit("\nstopped")
