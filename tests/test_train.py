@@ -282,11 +282,12 @@ def test_an_unfinished_run_is_not_overwritten(toy, tmp_path, monkeypatch):
     assert listing(tmp_path) == before
 
 
-# Runs train.main, after a word that it is ready. Where DIE_IN_SAVE=n is given it kills itself in the
-# middle of its n-th save.
+# Runs main() of train or instruct, once it has said that it is ready. With DIE_IN_SAVE=n it kills
+# itself in the middle of its n-th save.
 VICTIM = """
-import io, os, signal, sys
-import torch, train
+import importlib, io, os, signal, sys
+import torch
+script = importlib.import_module(sys.argv[1])
 saves, save = int(os.environ.get("DIE_IN_SAVE", 0)), torch.save
 def dying_save(state, file):
     global saves
@@ -300,45 +301,57 @@ def dying_save(state, file):
     save(state, file)
 torch.save = dying_save
 print("ready", flush=True)
-train.main(sys.argv[1:])
+script.main(sys.argv[2:])
 """
 
 
 def start(*args, **env):
-    """-> a process that is about to train"""
+    """-> a process that is about to train; args: train or instruct, and its arguments"""
     process = subprocess.Popen([sys.executable, "-c", VICTIM, *map(str, args)], cwd=ROOT, text=True,
                                env=os.environ | env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout.readline() == "ready\n"
     return process
 
 
-def test_killed_at_any_moment(toy, tmp_path, small):
-    """SIGKILL again and again, every third time in the middle of a save, and --resume: in the end
-    all is as if nothing had happened. KILLS=50 does it more often than the six times here."""
-    kills = int(os.environ.get("KILLS", 6))
-    rng = np.random.default_rng(0)
-    args = [*small, f"--data_dir={toy}/data", f"--max_steps={40 * kills}", "--eval_interval=5",
-            "--log_interval=2", "--dropout=0.1"]
-    process, begin = start(*args, f"--out_dir={tmp_path}/whole"), time.monotonic()
-    assert process.wait() == 0
-    seconds = time.monotonic() - begin
+def kill_and_resume(args, out, seconds, kills, rng):
+    """Kill a run at random moments of `seconds` in all, every third time in the middle of a save, and
+    resume it each time -> (how often it was killed, the steps of its checkpoints)"""
     resume, killed, steps = [], 0, set()
     while killed < kills:
         in_save = killed % 3 == 2
-        process = start(*args, f"--out_dir={tmp_path}/parts", *resume,
+        process = start(*args, f"--out_dir={out}", *resume,
                         **({"DIE_IN_SAVE": str(rng.integers(1, 9))} if in_save else {}))
         if not in_save:
             time.sleep(rng.uniform(0, 3 * seconds / kills))
             process.kill()
         if process.wait() == 0:
-            break               # it had come to its end before
+            break               # it had finished before
         assert process.returncode == -signal.SIGKILL, process.stderr.read()
         killed += 1
-        if os.path.exists(tmp_path / "parts/last.pt"):
+        if os.path.exists(out / "last.pt"):
             resume = ["--resume"]
-            steps.add(load_checkpoint(tmp_path / "parts/last.pt")[1]["step"])
+            steps.add(load_checkpoint(out / "last.pt")[1]["step"])
+    process = start(*args, f"--out_dir={out}", *resume)
+    assert process.communicate() and process.returncode == 0
+    return killed, steps
+
+
+@pytest.mark.parametrize("script", ["train", "instruct"])
+def test_killed_at_any_moment(toy, tmp_path, small, script):
+    """SIGKILL again and again, and --resume: in the end all is as if nothing had happened. KILLS=50
+    does it more often than the six times here."""
+    kills = int(os.environ.get("KILLS", 6))
+    shared = [a for a in small if a.split("=")[0] not in ("--n_layer", "--n_head", "--n_embd", "--block_size")]
+    own = {"train": [*small, f"--data_dir={toy}/data"],
+           "instruct": [*shared, f"--init_from={toy}/out", f"--tasks={toy}/data/tasks/tf.train.json",
+                        f"--eval_tasks={toy}/data/tasks/tf.test.json", "--gradient_accumulation_steps=1"]}
+    args = [script, *own[script], f"--max_steps={40 * kills}", "--eval_interval=5", "--log_interval=2",
+            "--dropout=0.1"]
+    process, begin = start(*args, f"--out_dir={tmp_path}/whole"), time.monotonic()
+    assert process.communicate() and process.returncode == 0
+    killed, steps = kill_and_resume(args, tmp_path / "parts", time.monotonic() - begin, kills,
+                                    np.random.default_rng(0))
     assert killed > kills // 2 and len(steps) > 1
-    assert start(*args, f"--out_dir={tmp_path}/parts", *resume).wait() == 0
     assert same(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
     assert same(weights(tmp_path / "parts", "best.pt"), weights(tmp_path / "whole", "best.pt"))
     assert read_log(tmp_path / "parts") == read_log(tmp_path / "whole")
