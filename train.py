@@ -15,6 +15,7 @@ It writes to out_dir:
 Shapes: B batch, T time (tokens). instruct.py tunes with the same fit().
 """
 import contextlib
+import glob
 import json
 import math
 import os
@@ -464,6 +465,17 @@ def resume_from(cfg, machine, extra):
     return model, state
 
 
+def next_arguments(cfg, argv):
+    """-> what to give instruct.py to tune this model on the tasks of its own data folder"""
+    preset = "".join(f" {a}" for a in argv if a.endswith(".toml"))
+    if not any(a.startswith(("--out_dir", "--data_dir")) for a in argv):
+        return preset
+    tasks = os.path.join(cfg.data_dir, "tasks", "*")
+    split = "dev" if glob.glob(f"{tasks}.dev.json") else "test"
+    return (f"{preset} --init_from={cfg.out_dir} --out_dir={cfg.out_dir}-instruct "
+            f"--tasks='{tasks}.train.json' --eval_tasks='{tasks}.{split}.json'")
+
+
 def main(argv):
     # data and machine
     cfg = config.from_command_line(TrainConfig, "train", argv)
@@ -503,8 +515,7 @@ def main(argv):
     fit(model, cfg, machine, batches, evaluate, extra, resumed, flops_per_step)
     machine.close()
     if machine.is_main:
-        given = "" if cfg.out_dir == "out/toy" else f" --init_from={cfg.out_dir}"
-        print(f"wrote {cfg.out_dir}; next: python instruct.py{given}")
+        print(f"wrote {cfg.out_dir}; next: python instruct.py{next_arguments(cfg, argv)}")
 
 
 if __name__ == "__main__":

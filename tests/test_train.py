@@ -107,6 +107,18 @@ def test_log(toy):
     assert last["val_loss"] == pytest.approx(nats / tokens)
 
 
+def test_next_line_leads_to_the_same_data(tmp_path):
+    """Never from own data to the toy's tasks, or into the toy's folders"""
+    assert train.next_arguments(TrainConfig(), []) == ""
+    assert train.next_arguments(TrainConfig(), ["config/laptop.toml", "--max_steps=5"]) == " config/laptop.toml"
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks/x.dev.json").write_text("[]")
+    cfg = TrainConfig(data_dir=str(tmp_path), out_dir="out/mine")
+    assert train.next_arguments(cfg, ["a.toml", f"--data_dir={tmp_path}"]) == (
+        " a.toml --init_from=out/mine --out_dir=out/mine-instruct "
+        f"--tasks='{tmp_path}/tasks/*.train.json' --eval_tasks='{tmp_path}/tasks/*.dev.json'")
+
+
 def test_schedule():
     cfg = TrainConfig(learning_rate=1.0, warmup_steps=4, max_steps=14)
     rates = [learning_rate(step, cfg) for step in range(15)]
