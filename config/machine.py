@@ -6,6 +6,7 @@ The machine: device, dtype, and the processes that train together.
     total, count = machine.sum(total, count)    # over all processes that torchrun started
 """
 import ctypes
+import importlib.util
 import os
 import shutil
 import sys
@@ -14,8 +15,10 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-# Peak bfloat16 FLOP/s of some GPUs, dense, from their data sheets.
-PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
+# Peak bfloat16 FLOP/s of some GPUs, dense, from their data sheets; a longer name comes first.
+PEAK_FLOPS = {"B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12,
+              "H100": 989e12, "A100": 312e12, "A40": 149.7e12, "A6000": 154.8e12, "L40S": 362e12,
+              "L4": 121e12, "RTX 5090": 209.5e12, "RTX 4090": 165e12, "RTX 3090": 71e12}
 
 
 @dataclass
@@ -65,9 +68,9 @@ def find_machine(cfg):
     device = find_device(cfg.device)
     if world > 1:
         if device.type == "cuda":
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            dist.init_process_group("nccl", device_id=device)
+        else:
+            dist.init_process_group("gloo")
         if cfg.gradient_accumulation_steps % world:
             raise ValueError(f"gradient_accumulation_steps={cfg.gradient_accumulation_steps} cannot "
                              f"be divided among {world} processes: choose a multiple")
@@ -91,23 +94,28 @@ def find_machine(cfg):
 
 
 def find_device(name):
-    """A device by name, the best one there is for "auto"; ValueError if there is no such device"""
+    """A device by name, the best one there is for "auto"; under torchrun the GPU of this process.
+    ValueError if there is no such device"""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else \
             "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        torch.empty(1, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError):
-        raise ValueError(f"device={name}: there is no such device here: use auto or cpu") from None
+        device = torch.device(name)
+        if device.type == "cuda":       # chosen before anything is allocated on another one
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
+            torch.cuda.set_device(device)
+        torch.empty(1, device=device)
+        return device
+    except (RuntimeError, AssertionError, AttributeError):     # the last: torch without CUDA
+        raise ValueError(f"device={name}: no such device here: use auto or cpu") from None
 
 
 def fast_dtype(device):
     """bfloat16 where the hardware has units for it, float32 where it would be emulated"""
-    fast = {"cuda": torch.cuda.is_bf16_supported, "mps": lambda: False,
+    fast = {"cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
             "cpu": lambda: (torch.cpu._is_avx512_bf16_supported()
                             or torch.cpu._is_amx_tile_supported())}
-    return torch.bfloat16 if fast[device.type]() else torch.float32
+    return torch.bfloat16 if fast.get(device.type, bool)() else torch.float32
 
 
 def listed_peak(device, dtype):
@@ -128,13 +136,16 @@ def keep_memory():
 
 
 def should_compile(cfg, machine, flops):
-    """compile=auto: on a GPU yes; on a CPU with a C++ compiler, for runs of more than 1e14 FLOPs
+    """compile=auto: where there is a compiler, and on a CPU only for runs of more than 1e14 FLOPs
     (some minutes), which win back the half minute that compiling takes. flops: of the run"""
     choices = {"yes": True, "true": True, "no": False, "false": False}
-    if cfg.compile == "auto":
-        compiler = shutil.which(os.environ.get("CXX", "g++"))
-        return machine.device.type == "cuda" or (
-            machine.device.type == "cpu" and compiler is not None and flops > 1e14)
-    if cfg.compile not in choices:
-        raise ValueError(f"compile={cfg.compile} is not one of auto, yes, no")
-    return choices[cfg.compile]
+    if cfg.compile != "auto":
+        if cfg.compile not in choices:
+            raise ValueError(f"compile={cfg.compile} is not one of auto, yes, no")
+        return choices[cfg.compile]
+    if machine.device.type == "cuda":       # Triton needs a C compiler, and a GPU of 2017 or later
+        return importlib.util.find_spec("triton") is not None \
+            and shutil.which(os.environ.get("CC", "gcc")) is not None \
+            and torch.cuda.get_device_capability(machine.device) >= (7, 0)
+    return machine.device.type == "cpu" and flops > 1e14 \
+        and shutil.which(os.environ.get("CXX", "g++")) is not None

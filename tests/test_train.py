@@ -448,8 +448,8 @@ def test_refusals(toy, tmp_path):
     out = ["--max_steps=2", f"--out_dir={tmp_path}/out", f"--data_dir={data}"]
     cases = [(["--block_size=999999"], "too few for block_size=999999"),
              (["--n_head=3"], "n_embd=16 cannot be divided among n_head=3"),
-             (["--device=cuda:77"], "device=cuda:77: there is no such device here"),
-             (["--device=gpu"], "device=gpu: there is no such device"),
+             (["--device=cuda:77"], "device=cuda:77: no such device here"),
+             (["--device=gpu"], "device=gpu: no such device"),
              (["--dtype=int8"], "dtype=int8 is not one of"),
              (["--compile=perhaps"], "compile=perhaps is not one of"),
              (["--optimizer=sgd"], "optimizer=sgd is not one of"),
