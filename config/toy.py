@@ -1,6 +1,14 @@
 """
-The toy world: an invented genome with its tasks, and English that comes with Python.
+The toy world: an invented genome, tasks cut from it, and English that comes with Python.
+
+    python -m config.toy            # writes data/toy/raw; `python prepare.py` does so too
+
+The files are what a user's own would be: FASTA, text, a folder of train.csv, test.csv and task.json
+per task. Textbook motifs are planted where textbooks put them, so a working model must find them:
+a high score tests the code, and says nothing about biology.
 """
+import hashlib
+import json
 import os
 
 import numpy as np
@@ -11,7 +19,7 @@ MOTIFS = {      # consensus sequences in IUPAC letters
     "TATA box": "STATAWAWR",                # Bucher, 1990; about 30 bases before the start
     "initiator": "YYANWYY",                 # Smale and Kadonaga, 2003; at the start
     "GC box": "GGGGCGGGGC",                 # Sp1; Kadonaga et al., 1986; upstream
-    "donor": "MAGGTRAGT",                   # Mount, 1982; an intron begins behind MAG
+    "donor": "MAGGTRAGT",                   # Mount, 1982; an intron begins after MAG
     "G triplets": "GGGNNGGGNNGGG",          # McCullough and Berget, 1997; early in short introns
     "acceptor": "YYYYYYYYYYNCAGG",          # Mount, 1982; an intron ends with CAG
     "poly-A signal": "AATAAA",              # Proudfoot and Brownlee, 1976
@@ -22,58 +30,69 @@ MOTIFS = {      # consensus sequences in IUPAC letters
 CODES = {"A": "A", "C": "C", "G": "G", "T": "T", "R": "AG", "Y": "CT", "S": "CG", "W": "AT",
          "K": "GT", "M": "AC", "N": "ACGT"}
 
-# Each base after each other, in vertebrates' proportions: 41% G and C, few CG (Bird, 1980).
-FOLLOWS = {"A": [.33, .17, .24, .26], "C": [.35, .25, .05, .35],
-           "G": [.29, .21, .25, .25], "T": [.22, .20, .24, .34]}
+# Probability of each next base, as in vertebrates: 41% G and C, few CG (Bird, 1980).
+NEXT_BASE = {"A": [.33, .17, .24, .26], "C": [.35, .25, .05, .35],
+             "G": [.29, .21, .25, .25], "T": [.22, .20, .24, .34]}
 
 GENES, TEST_GENES = 2200, 250
-LOCUS = 1000        # bases of each gene with the stretch around it
-START = 200         # where in its locus a gene starts
-TASK_WINDOWS = {"promoter": 120, "core_promoter": 60, "splice": 60, "tf": 60}
+LOCUS = 1000        # bases of each gene with its surroundings
+START = 200         # position in its locus where a gene starts
+TASKS = {           # name: (bases, what is asked, a word for each label)
+    "promoter": (120, "promoter detection", ["Non-promoter", "promoter"]),
+    "core_promoter": (60, "core promoter detection", ["Non-promoter", "promoter"]),
+    "splice": (60, "splice site detection", ["Acceptor Sites", "Donor Sites", "Non-Splice Sites"]),
+    "tf": (60, "transcription factor binding site detection",
+           ["Background Sequences", "Binding Sites"]),
+}
 
 
 def background(n, length, rng):
-    """-> (n, length) letters of n random sequences, a first-order Markov chain each"""
+    """-> (n, length) letters: n random sequences, each a first-order Markov chain"""
     letters = np.array(list("ACGT"))
-    chances = np.cumsum([FOLLOWS[base] for base in letters], axis=1)
+    cumulative = np.cumsum([NEXT_BASE[base] for base in letters], axis=1)
     state = rng.integers(4, size=n)
     out = np.empty((n, length), dtype="<U1")
     for i in range(length):
-        state = (rng.random(n)[:, None] > chances[state]).sum(axis=1).clip(max=3)
+        state = (rng.random(n)[:, None] > cumulative[state]).sum(axis=1).clip(max=3)
         out[:, i] = letters[state]
     return out
 
 
-def plant(locus, place, name, rng):
-    """Write a motif into a locus (length,) at `place`, an ambiguous letter as one it allows."""
+def plant(locus, position, name, rng):
+    """Write a motif into a locus (length,); an ambiguous letter becomes a base that it allows."""
     for i, code in enumerate(MOTIFS[name]):
-        locus[place + i] = rng.choice(list(CODES[code]))
+        locus[position + i] = rng.choice(list(CODES[code]))
 
 
 def make_locus(locus, rng):
     """Plant one gene into a background -> {task: [(sequence, label), ...]} cut from it.
 
     0: background   100: promoter   200: the gene starts   300: exon ends, intron   420: exon
-    520: gene ends  600: enhancer   700: background, for the examples of what is not there
+    520: gene ends  600: enhancer   700: background, for the negative examples
     """
-    for place in rng.choice(np.arange(-110, -52, 12), size=2, replace=False):
-        plant(locus, START + place, "GC box", rng)
+    # promoter
+    for position in rng.choice(np.arange(-110, -52, 12), size=2, replace=False):
+        plant(locus, START + position, "GC box", rng)
     plant(locus, START - 38, "BRE", rng)
     plant(locus, START - 31, "TATA box", rng)
     plant(locus, START - 2, "initiator", rng)
+
+    # intron and the end of the gene
     donor = 300 + rng.integers(20)
     acceptor = 420 + rng.integers(20)
     plant(locus, donor - 3, "donor", rng)
     plant(locus, donor + 9 + rng.integers(6), "G triplets", rng)
     plant(locus, acceptor - 14, "acceptor", rng)
     plant(locus, 520 + rng.integers(20), "poly-A signal", rng)
-    for place in (606, 624, 642):
-        plant(locus, place + rng.integers(8), "NF-kappa-B", rng)
-    for place in (665, 680):
-        plant(locus, place + rng.integers(7), rng.choice(["AP-1", "CREB"]), rng)
+
+    # enhancer
+    for position in (606, 624, 642):
+        plant(locus, position + rng.integers(8), "NF-kappa-B", rng)
+    for position in (665, 680):
+        plant(locus, position + rng.integers(7), rng.choice(["AP-1", "CREB"]), rng)
 
     def cut(task, start):
-        return "".join(locus[start:start + TASK_WINDOWS[task]])
+        return "".join(locus[start:start + TASKS[task][0]])
 
     return {"promoter": [(cut("promoter", START - 110), 1), (cut("promoter", 705), 0)],
             "core_promoter": [(cut("core_promoter", START - 40), 1), (cut("core_promoter", 830), 0)],
@@ -82,33 +101,8 @@ def make_locus(locus, rng):
             "tf": [(cut("tf", 602), 1), (cut("tf", 30), 0)]}
 
 
-def write(folder, seed):
-    """Write the toy world's raw files. Genes of the test examples are
-    in no training file: they have a genome of their own."""
-    rng = np.random.default_rng(seed)
-    loci = background(GENES + TEST_GENES, LOCUS, rng)
-    tasks = {}
-    for number, locus in enumerate(tqdm(loci, desc="inventing genes", unit=" genes", disable=None)):
-        split = "train" if number < GENES else "test"
-        for task, examples in make_locus(locus, rng).items():
-            tasks.setdefault((task, split), []).extend(examples)
-    for name, part in (("genome", loci[:GENES]), ("test_genome", loci[GENES:])):
-        with open(os.path.join(folder, f"{name}.fa"), "w", encoding="utf-8") as f:
-            for i in range(0, len(part), 10):
-                text = "".join(part[i:i + 10].ravel())
-                f.write(f">toy_contig_{i // 10 + 1} invented\n")
-                f.writelines(text[j:j + 80] + "\n" for j in range(0, len(text), 80))
-    for (task, split), examples in tasks.items():
-        os.makedirs(os.path.join(folder, task), exist_ok=True)
-        with open(os.path.join(folder, task, f"{split}.csv"), "w", encoding="utf-8") as f:
-            f.write("sequence,label\n")
-            f.writelines(f"{sequence},{label}\n" for sequence, label in examples)
-    with open(os.path.join(folder, "english.txt"), "w", encoding="utf-8") as f:
-        f.write("\n\n".join(python_prose()) + "\n")
-
-
 def python_prose():
-    """English that every Python carries: the manual's topics and the docstrings of its library."""
+    """English that every Python carries: its manual's topics and its library's docstrings."""
     import importlib
     import inspect
     from pydoc_data.topics import topics
@@ -127,3 +121,71 @@ def python_prose():
             if inspect.isclass(thing):
                 texts += [inspect.getdoc(m) or "" for _, m in inspect.getmembers(thing, callable)]
     return list(dict.fromkeys(t.strip() for t in texts if len(t) > 40))
+
+
+def write_text(path, text):
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w", encoding="utf-8") as f:
+        f.write(text)
+
+
+def write(folder, seed):
+    """Write the raw files. Test examples are cut from a genome of their own, whose genes are in no
+    other file."""
+    # invent the genes, and cut examples from them
+    rng = np.random.default_rng(seed)
+    loci = background(GENES + TEST_GENES, LOCUS, rng)
+    tables = {}
+    for number, locus in enumerate(tqdm(loci, desc="inventing genes", unit=" genes", disable=None)):
+        split = "train" if number < GENES else "test"
+        for task, examples in make_locus(locus, rng).items():
+            tables.setdefault((task, split), []).extend(examples)
+
+    # DNA: contigs of ten genes, in lines of 80 bases
+    for name, part in (("genome", loci[:GENES]), ("test_genome", loci[GENES:])):
+        lines = []
+        for i in range(0, len(part), 10):
+            text = "".join(part[i:i + 10].ravel())
+            lines.append(f">toy_contig_{i // 10 + 1} invented\n")
+            lines += [text[j:j + 80] + "\n" for j in range(0, len(text), 80)]
+        write_text(f"{folder}/{name}.fa", "".join(lines))
+
+    # tasks: a table per split, and what its labels mean
+    for (task, split), examples in tables.items():
+        rows = [f"{sequence},{label}\n" for sequence, label in examples]
+        write_text(f"{folder}/{task}/{split}.csv", "sequence,label\n" + "".join(rows))
+    for task, (_, asks, words) in TASKS.items():
+        about = {"asks": asks, "labels": {str(i): word for i, word in enumerate(words)}}
+        write_text(f"{folder}/{task}/task.json", json.dumps(about, indent=2) + "\n")
+
+    # English
+    write_text(f"{folder}/english.txt", "\n\n".join(python_prose()) + "\n")
+
+
+def files(folder, seed):
+    """-> the toy world's files in `folder`, by prepare.py's keys: dna, english, tasks. They are
+    written unless they are there; README.txt says what they were made from."""
+    title = "The toy world: invented data."
+    with open(__file__, "rb") as f:
+        version = hashlib.sha256(f.read()).hexdigest()[:12]
+    about = (f"{title} config/toy.py (version {version}) made it, with seed {seed}, {GENES:,} genes "
+             f"and {TEST_GENES:,} to test on. Delete this folder to have it made again.\n")
+
+    readme, found = f"{folder}/README.txt", ""
+    if os.path.exists(readme):
+        with open(readme, encoding="utf-8") as f:
+            found = f.read()
+    if found != about:
+        if os.path.isdir(folder) and os.listdir(folder) and not found.startswith(title):
+            raise ValueError(f"{folder}: holds other files than the toy world's: move it away, or "
+                             "choose another data_dir")
+        write_text(readme, title)       # not the whole text until all is written
+        write(folder, seed)
+        write_text(readme, about)
+    return {"dna": (f"{folder}/genome.fa",), "english": (f"{folder}/english.txt",),
+            "tasks": tuple(f"{folder}/{task}" for task in TASKS)}
+
+
+if __name__ == "__main__":
+    files("data/toy/raw", seed=1337)
+    print("wrote data/toy/raw; next: python prepare.py")

@@ -1,9 +1,9 @@
-"""Reading files, holding out, token bins, tasks, the toy world."""
-import gzip
+"""Holding out, token bins, tasks, leaks, what is replaced, and what to run next."""
 import json
-import lzma
 import os
 import random
+import shlex
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -11,12 +11,14 @@ import pytest
 
 import prepare
 from bpe import Tokenizer
+from config.read import read_alpaca, reverse_complement
 from conftest import listing
-from prepare import (PrepareConfig, documents, draw, read_alpaca, read_fasta, read_paragraphs,
-                     reverse_complement)
+from prepare import (PrepareConfig, alpaca_parts, alpaca_prompt, documents, encode_prompts,
+                     find_leaks, is_scored, overlapping, reservoir_sample)
 
 
 def write(path, text):
+    os.makedirs(os.path.dirname(path), exist_ok=True)
     path.write_bytes(text.encode())
     return str(path)
 
@@ -25,70 +27,37 @@ def random_dna(n, seed=0):
     return "".join(random.Random(seed).choices("ACGT", k=n))
 
 
-# -- FASTA
-
-def test_fasta(tmp_path):
-    """Several records, wrapped lines, lower case, N, other codes, RNA, Windows lines, an empty one"""
-    path = write(tmp_path / "x.fa", ">one first\r\nACGTACGTac\r\ngtNNNNNACGTRTTTTTTTT\r\n\r\n"
-                 ">two\r\n>three\r\nacguacguu\r\nACGT\r\n")
-    seen = Counter()
-    assert list(read_fasta(path, seen)) == [("one first", "ACGTACGTACGT"), ("one first", "TTTTTTTT"),
-                                            ("three", "ACGTACGTTACGT")]
-    assert seen == {"records": 3, "empty records": 1, "bases": 33, "N": 5,
-                    "other ambiguous letters": 1, "bases in stretches under 8": 4}
+def fasta(path, records):
+    return write(path, "".join(f">{i}\n{r}\n" for i, r in enumerate(records)))
 
 
-@pytest.mark.parametrize("name,opener", [("x.fa.gz", gzip.open), ("x.fa.xz", lzma.open)])
-def test_packed_fasta(tmp_path, name, opener):
-    with opener(tmp_path / name, "wt") as f:
-        f.write(">a\nACGTACGTAC\n")
-    assert list(read_fasta(str(tmp_path / name))) == [("a", "ACGTACGTAC")]
+def table(folder, splits):
+    for split, rows in splits.items():
+        write(folder / f"{split}.csv", "sequence,label\n" + "".join(f"{s},{x}\n" for s, x in rows))
+    return str(folder)
 
 
-@pytest.mark.parametrize("width", [61, 10 ** 9])
-def test_long_records_come_in_blocks(tmp_path, width):
-    dna = random_dna(350_000)
-    path = write(tmp_path / "x.fa", ">chr\n" + "\n".join(
-        dna[i:i + width] for i in range(0, len(dna), width)) + "\n")
-    blocks = [text for _, text in read_fasta(path)]
-    assert "".join(blocks) == dna
-    assert max(map(len, blocks)) < 2 * prepare.BLOCK and len(blocks) >= 3
+def some_rows(n, seed=0):
+    return [(random_dna(50, (seed, i).__hash__()), i % 2) for i in range(n)]
 
 
-@pytest.mark.parametrize("text,message", [
-    (">p\nMKVLAAGIVGLLLAQWERTY\n", "line 2: 'L' is no nucleotide: is this protein?"),
-    ("ACGTACGT\n", "line 1: not FASTA"),
-    ("", "an empty file"),
-    ("\n \n", "an empty file"),
-])
-def test_fasta_refused(tmp_path, text, message):
-    path = write(tmp_path / "x.fa", text)
-    with pytest.raises(ValueError) as e:
-        list(read_fasta(path))
-    assert message in str(e.value) and path in str(e.value)
+def read_tasks(*paths, **keys):
+    return prepare.read_tasks(PrepareConfig(tasks=tuple(map(str, paths)), **keys))
 
 
-def test_damaged_files(tmp_path):
-    whole = gzip.compress(b">a\n" + random_dna(9000).encode())
-    (tmp_path / "x.fa.gz").write_bytes(whole[:1000])
-    with pytest.raises(ValueError, match="x.fa.gz: damaged or cut short"):
-        list(read_fasta(str(tmp_path / "x.fa.gz")))
-    (tmp_path / "y.txt").write_bytes(b"caf\xe9 au lait\n")
-    with pytest.raises(ValueError, match="y.txt: not UTF-8"):
-        list(read_paragraphs(str(tmp_path / "y.txt")))
-
-
-def test_reverse_complement():
-    assert reverse_complement("AACGTT") == "AACGTT"
-    assert reverse_complement("GATTACAN") == "NTGTAATC"
-    assert reverse_complement("RYSWKMBDHV") == "BDHVKMWSRY"
-    dna = random_dna(100)
-    assert reverse_complement(reverse_complement(dna)) == dna
-
-
-def test_paragraphs(tmp_path):
-    path = write(tmp_path / "x.txt", "\n\none\r\ntwo\r\n\r\n \r\n\nthree \n")
-    assert list(read_paragraphs(path)) == ["one\ntwo", "three"]
+def documents_of(data_dir):
+    """-> {name of the bin: its documents}, read back by meta.json"""
+    meta = json.loads((data_dir / "meta.json").read_text())
+    tok = Tokenizer.load(data_dir / "tokenizer.json", meta["tokenizer_sha256"])
+    found = {}
+    for name, b in meta["bins"].items():
+        ids = np.fromfile(data_dir / name, dtype=meta["dtype"])
+        assert len(ids) == b["tokens"]
+        edges = np.flatnonzero(ids == tok.eot)
+        assert len(ids) == 0 or ids[0] == ids[-1] == tok.eot
+        found[name] = [tok.decode(ids[a + 1:z]) for a, z in zip(edges, edges[1:])]
+        assert len(found[name]) == b["documents"]
+    return found, meta["bins"]
 
 
 # -- holding out
@@ -96,10 +65,10 @@ def test_paragraphs(tmp_path):
 def test_hold_out_is_in_stretches(tmp_path):
     """Every document is in training or held out; held-out ones follow one another."""
     records = [random_dna(500, seed) for seed in range(1000)]
-    path = write(tmp_path / "x.fa", "".join(f">{i}\n{r}\n" for i, r in enumerate(records)))
-    docs = list(documents(PrepareConfig(dna=[path], val_fraction=0.1)))
-    assert [text for _, _, text in docs] == records
-    held_out = [h for _, h, _ in docs]
+    path = fasta(tmp_path / "x.fa", records)
+    docs = list(documents(PrepareConfig(dna=(path,), val_fraction=0.1)))
+    assert [doc.text for doc in docs] == records
+    held_out = [doc.held_out for doc in docs]
     assert sum(held_out) == 80      # 2 stretches of 20,000 bases in 500,000, 40 records each
     assert sum(a != b for a, b in zip(held_out, held_out[1:])) == 4
 
@@ -110,18 +79,27 @@ def test_long_records_are_held_out_too(tmp_path, width):
     dna = random_dna(1000) * 3000
     path = write(tmp_path / "x.fa", ">chr\n" + "\n".join(
         dna[i:i + width] for i in range(0, len(dna), width)) + "\n")
-    docs = list(documents(PrepareConfig(dna=[path], val_fraction=0.02)))
-    held_out = sum(len(text) for _, h, text in docs if h)
+    docs = list(documents(PrepareConfig(dna=(path,), val_fraction=0.02)))
+    held_out = sum(len(doc.text) for doc in docs if doc.held_out)
     assert 0.01 < held_out / len(dna) < 0.03
 
 
-def test_draw():
+def test_what_was_read_is_reported(tmp_path, capsys):
+    path = write(tmp_path / "x.fa", ">a\nACGTACGTAC\nNNACRGT\n>b\nAC--GT\n")
+    list(documents(PrepareConfig(dna=(path,)), report=True))
+    name, counts = capsys.readouterr().out.strip().split(": ")
+    assert name == path and set(counts.split(", ")) == {
+        "2 records", "1 documents", "10 bases", "2 N", "1 other ambiguous letters",
+        "8 bases in stretches under 8", "2 gaps"}
+
+
+def test_reservoir_sample():
     docs = [str(i) * 10 for i in range(1000)]
-    sample = draw(iter(docs), 2000, np.random.default_rng(0))
+    sample = reservoir_sample(iter(docs), 2000, np.random.default_rng(0))
     assert 1900 <= sum(map(len, sample)) <= 2000
     assert sample == [d for d in docs if d in set(sample)]
     assert 300 < np.mean([docs.index(d) for d in sample]) < 700
-    assert draw(iter(docs), 10 ** 9, np.random.default_rng(0)) == docs
+    assert reservoir_sample(iter(docs), 10 ** 9, np.random.default_rng(0)) == docs
 
 
 # -- bins
@@ -129,296 +107,443 @@ def test_draw():
 def test_bins_hold_the_documents(tmp_path):
     genome = [random_dna(3000, seed) for seed in range(40)]
     prose = [f"Paragraph {i} says no more than {i * i}." for i in range(4000)]
-    fasta = write(tmp_path / "g.fa", "".join(f">{i}\n{r}\n" for i, r in enumerate(genome)))
-    text = write(tmp_path / "e.txt", "\n\n".join(prose))
-    out = tmp_path / "data"
-    prepare.main([f"--dna={fasta}", f"--english={text}", f"--data_dir={out}", "--vocab_size=300",
-                  "--val_fraction=0.25"])
-    meta = json.loads((out / "meta.json").read_text())
-    tok = Tokenizer.load(out / "tokenizer.json", meta["tokenizer_sha256"])
-    found = {}
-    for name, b in meta["bins"].items():
-        ids = np.fromfile(out / name, dtype=meta["dtype"])
-        assert len(ids) == b["tokens"] and ids[0] == ids[-1] == tok.eot
-        edges = np.flatnonzero(ids == tok.eot)
-        found[name] = [tok.decode(ids[a + 1:z]) for a, z in zip(edges, edges[1:])]
-        assert len(found[name]) == b["documents"]
-    assert sum(map(len, found["val_dna.bin"])) == meta["bins"]["val_dna.bin"]["bases"]
-    assert sum(map(len, found["val_english.bin"])) == meta["bins"]["val_english.bin"]["bytes"]
-    assert meta["bins"]["train.bin"]["bases"] + meta["bins"]["val_dna.bin"]["bases"] == 120_000
+    dna, text = fasta(tmp_path / "g.fa", genome), write(tmp_path / "e.txt", "\n\n".join(prose))
+    prepare.main([f"--dna={dna}", f"--english={text}", f"--data_dir={tmp_path}/data",
+                  "--vocab_size=300", "--val_fraction=0.25"])
+    found, bins = documents_of(tmp_path / "data")
+    assert sum(map(len, found["val_dna.bin"])) == bins["val_dna.bin"]["bases"]
+    assert sum(map(len, found["val_english.bin"])) == bins["val_english.bin"]["bytes"]
+    assert bins["train.bin"]["bases"] + bins["val_dna.bin"]["bases"] == 120_000
     assert sorted(sum(found.values(), [])) == sorted(genome + prose)
     assert set(found["val_dna.bin"]) <= set(genome) and set(found["val_english.bin"]) <= set(prose)
 
 
-@pytest.mark.parametrize("modality, size, other", [("dna", "bases", "bytes"), ("english", "bytes", "bases")])
-def test_train_on_one_modality(toy, tmp_path, modality, size, other):
-    """The rest is as ever: the vocabulary, what is held out, the tasks."""
-    with open(f"{toy}/data/meta.json") as f:
-        both = json.load(f)
-    raw = f"{toy}/data/raw"
-    prepare.main([f"--dna={raw}/genome.fa", f"--english={raw}/english.txt", f"--tasks={raw}",
-                  f"--data_dir={tmp_path}", "--vocab_size=400", "--val_fraction=0.1",
-                  f"--train_on={modality}"])
-    meta = json.loads((tmp_path / "meta.json").read_text())
-    train = meta["bins"].pop("train.bin")
-    before = both["bins"].pop("train.bin")
-    assert meta == both and train[size] == before[size] and train[other] == 0
-    assert sorted(listing(tmp_path / "tasks").values()) == sorted(listing(f"{toy}/data/tasks").values())
+def test_repeated_documents_are_on_one_side(tmp_path, capsys):
+    """The same sequences in two files, on the other strand and in longer lines, and repeated prose:
+    what is held out is not trained on."""
+    genome = [random_dna(30_000, seed) for seed in range(12)]
+    one = fasta(tmp_path / "one.fa", genome)
+    two = fasta(tmp_path / "two.fa", ["\n".join(s[i:i + 70] for i in range(0, len(s), 70))
+                                      for s in genome[6:] + genome[:6]])
+    three = fasta(tmp_path / "three.fa", [reverse_complement(s[:16_000]) for s in genome])
+    prose = [f"Gene {i} was read." for i in range(9000)]
+    text = write(tmp_path / "e.txt", "\n\n".join(prose + prose[::-1]))
+    prepare.main([f"--dna={one},{two},{three}", f"--english={text}", f"--data_dir={tmp_path}/data",
+                  "--val_fraction=0.2", "--vocab_size=300"])
+    found, bins = documents_of(tmp_path / "data")
+    trained = set(found["train.bin"])
+    held_out = set(found["val_dna.bin"] + found["val_english.bin"])
+    other_strand = {reverse_complement(s) for s in found["val_dna.bin"]}
+    assert len(found["val_dna.bin"]) >= 5 and len(found["val_english.bin"]) > 1000
+    assert not trained & (held_out | other_strand)
+    everything = {s[i:i + 16_000] for s in genome for i in (0, 16_000)} | set(prose)
+    assert trained | held_out | other_strand >= everything
+    lost = 12 * 2 * 2 + 12 + 18_000 - sum(map(len, found.values()))
+    assert f"{lost:,} training documents equal a held-out one: left out" in capsys.readouterr().out
 
 
 def test_large_vocabulary_needs_32_bits(tmp_path, monkeypatch):
     monkeypatch.setattr(Tokenizer, "__len__", lambda tok: 70_000)
-    fasta = write(tmp_path / "g.fa", "".join(f">{i}\n{random_dna(5000, i)}\n" for i in range(20)))
+    path = fasta(tmp_path / "g.fa", [random_dna(5000, i) for i in range(20)])
     tok = Tokenizer.train(["ACGTACGTACGT"], 260)
     tok.save(tmp_path / "tokenizer.json")
-    cfg = PrepareConfig(dna=[fasta], val_fraction=0.5)
-    assert prepare.write_bins(cfg, tok, str(tmp_path))["dtype"] == "<u4"
+    cfg = PrepareConfig(dna=(path,), val_fraction=0.5)
+    assert prepare.write_bins(cfg, tok, set(), str(tmp_path))["dtype"] == "<u4"
+
+
+def incomplete_tokenizer(path, missing):
+    """A tokenizer.json without tokens for some bytes, such as the paper's"""
+    file = Tokenizer.train([], 257).to_json()
+    for character in missing:
+        del file["model"]["vocab"][character]
+    path.write_text(json.dumps(file))
+    return str(path)
+
+
+def test_a_tokenizer_that_loses_text_is_refused(tmp_path):
+    tok = incomplete_tokenizer(tmp_path / "tok.json", "~")
+    prose = [f"Cell {i} divides." for i in range(9000)]
+    good, bad = (write(tmp_path / name, "\n\n".join(prose + [last]))
+                 for name, last in (("good.txt", "End."), ("bad.txt", "Or do ~they?")))
+    args = [f"--tokenizer={tok}", f"--data_dir={tmp_path}/data", "--val_fraction=0.2"]
+    with pytest.raises(ValueError, match="bad.txt: the tokenizer loses '~'"):
+        prepare.main([*args, f"--english={good},{bad}"])
+    rows = [(random_dna(50, i), "~" if i % 2 else "x") for i in range(40)]
+    write(tmp_path / "wavy.csv", "sequence,label\n" + "".join(f"{s},{x}\n" for s, x in rows))
+    with pytest.raises(ValueError, match="wavy.train.json: the tokenizer loses '~'"):
+        prepare.main([*args, f"--english={good}", f"--tasks={tmp_path}/wavy.csv"])
+    assert not os.path.exists(tmp_path / "data")
+    prepare.main([*args, f"--english={good}"])
+    assert sorted(sum(documents_of(tmp_path / "data")[0].values(), [])) == sorted(prose + ["End."])
+
+
+def test_text_that_only_repeats(tmp_path):
+    path = write(tmp_path / "e.txt", "Cells divide.\n\n" * 9000)
+    with pytest.raises(ValueError, match="nothing is left to train on: give more text"):
+        prepare.main([f"--english={path}", f"--data_dir={tmp_path}/data", "--val_fraction=0.2"])
+
+
+# -- the prompt
+
+@pytest.fixture(scope="module")
+def tok():
+    prompts = [alpaca_prompt("Find the gene in it."), alpaca_prompt("Find it.", "ACGTACGTACGT")]
+    return Tokenizer.train(prompts * 3, 400)
+
+
+def test_alpaca_prompt():
+    assert alpaca_prompt("Say it.") == (
+        "Below is an instruction that describes a task. Write a response that appropriately "
+        "completes the request.\n\n### Instruction:\nSay it.\n\n### Response:\n")
+    assert alpaca_prompt("Say it.", "ACGT") == (
+        "Below is an instruction that describes a task, paired with an input that provides further "
+        "context. Write a response that appropriately completes the request.\n\n### Instruction:\n"
+        "Say it.\n\n### Input:\nACGT\n\n### Response:\n")
+
+
+def test_encode_prompts(tok):
+    """Whole prompts have the ids of their text; a cut one lacks the end of its input."""
+    asked = [("Say it.", ""), ("Find it.", "ACGT" * 30), ("Find it.", "Some prose, CAT and NNACGTACGTA."),
+             ("Say what {braces} are.", " spaces \n")]
+    prompts, n_cut = encode_prompts(tok, asked, 10 ** 6)
+    assert n_cut == 0
+    assert [p.tolist() for p in prompts] == [tok.encode(alpaca_prompt(*a)) for a in asked]
+    before, after = (tok.encode(part) for part in alpaca_parts("Find it.", True))
+    (cut, short), n_cut = encode_prompts(tok, asked[:2][::-1], len(before) + len(after) + 3)
+    assert cut.tolist() == before + tok.encode("ACGT" * 30)[:3] + after and n_cut == 1
+    assert short.tolist() == tok.encode(alpaca_prompt("Say it."))
+    assert encode_prompts(tok, asked[1:2], len(before) + len(after) - 1) == ([None], 0)
+    assert encode_prompts(tok, [], 10) == ([], 0)
 
 
 # -- tasks
 
-def gue(folder, splits):
-    os.makedirs(folder)
-    for split, rows in splits.items():
-        with open(os.path.join(folder, f"{split}.csv"), "w") as f:
-            f.write("sequence,label\n" + "".join(f"{s},{label}\n" for s, label in rows))
-
-
 def test_gue_tasks(tmp_path):
-    a, b, c, d, e = (random_dna(70, seed) for seed in range(5))
-    gue(tmp_path / "GUE/splice/reconstructed", {"train": [(a, 0), (b, 1)], "dev": [(c.lower(), 2)]})
-    gue(tmp_path / "GUE/tf/3", {"train": [(a, 0), (b, 1)]})
-    gue(tmp_path / "GUE/mine/enhancers", {"test": [(d, "weak"), (e, "strong")]})
-    out = tmp_path / "data"
-    prepare.main([f"--tasks={tmp_path}/GUE", f"--data_dir={out}"])
-    files = {name: read_alpaca(str(out / "tasks" / name)) for name in os.listdir(out / "tasks")}
-    assert sorted(files) == ["enhancers.test.json", "enhancers.test.reworded.json",
-                             "splice_reconstructed.dev.json", "splice_reconstructed.dev.reworded.json",
+    a, b, c, d, e, f = (random_dna(70, seed) for seed in range(6))
+    table(tmp_path / "GUE/splice/reconstructed",
+          {"train": [(a, 0), (b, 1), (f, 2)], "dev": [(c.lower(), 2)]})
+    table(tmp_path / "GUE/tf/3", {"train": [(a, 0), (b, 1)]})
+    table(tmp_path / "GUE/mine/enhancers", {"test": [(d, "weak"), (e, "strong")]})
+    prepare.main([f"--tasks={tmp_path}/GUE", f"--data_dir={tmp_path}/data"])
+    folder = tmp_path / "data/tasks"
+    files = {name: read_alpaca(str(folder / name)) for name in os.listdir(folder) if name[0] != "."}
+    assert sorted(files) == ["enhancers.test.json", "splice_reconstructed.dev.json",
                              "splice_reconstructed.train.json", "tf_3.train.json"]
     splice = files["splice_reconstructed.train.json"] + files["splice_reconstructed.dev.json"]
-    assert [r["output"] for r in splice] == ["Acceptor Sites", "Donor Sites", "Non-Splice Sites"]
-    assert [r["input"] for r in splice] == [a, b, c]
-    assert splice[0]["task"] == "splice_reconstructed"
+    assert [r["output"] for r in splice] == ["Acceptor Sites", "Donor Sites", "Non-Splice Sites",
+                                             "Non-Splice Sites"]
+    assert [r["input"] for r in splice] == [a, b, f, c]
+    assert splice[0]["task"] == "splice_reconstructed" and "either_strand" not in splice[0]
     assert "human transcription factor 3 binding site" in files["tf_3.train.json"][0]["instruction"]
     assert files["tf_3.train.json"][1]["choices"] == ["Background Sequences", "Binding Sites"]
+    assert files["tf_3.train.json"][1]["either_strand"] is True
     assert files["enhancers.test.json"][0]["choices"] == ["strong", "weak"]
 
 
-def test_wordings(tmp_path):
-    """Training rows have several, held-out rows the paper's; one is in no training row."""
-    rows = [(random_dna(50, i), i % 2) for i in range(200)]
-    gue(tmp_path / "prom_300_all", {"train": rows[:100], "dev": rows[100:]})
-    found = prepare.read_csv_task(str(tmp_path / "prom_300_all"), seed=3)
-    asked = {split: Counter(r["instruction"] for r in records) for split, records in found.items()}
-    assert len(asked["train"]) == 4 and min(asked["train"].values()) > 10
+def test_a_line_says_how_each_task_is_read(tmp_path, capsys):
+    path = table(tmp_path / "prom_300_all", {"train": some_rows(30), "test": some_rows(4, 1)})
+    read_tasks(path)
+    assert capsys.readouterr().out == ("prom_300_all: promoter detection; 0 = Non-promoter, "
+                                       "1 = promoter; 30 train, 4 test\n")
+
+
+def test_templates(tmp_path):
+    """Training rows have several, scored rows the paper's; one is in no row."""
+    rows = some_rows(200)
+    path = table(tmp_path / "prom_300_all", {"train": rows[:100], "dev": rows[100:]})
+    files = read_tasks(path, seed=3)
+    asked = {name: Counter(r["instruction"] for r in records) for name, records in files.items()}
+    train, dev = asked["prom_300_all.train.json"], asked["prom_300_all.dev.json"]
+    assert len(train) == len(prepare.TEMPLATES) == 4 and min(train.values()) > 10
     paper = ("Determine promoter detection of following dna sequence, The result will be one of the "
              "following: Non-promoter, promoter.")
-    assert list(asked["dev"]) == [paper] and paper in asked["train"]
-    assert len(asked["dev.reworded"]) == 1 and not asked["dev.reworded"].keys() & asked["train"].keys()
-    for a, b in zip(found["dev"], found["dev.reworded"]):
-        assert a | {"instruction": ""} == b | {"instruction": ""}
-    assert prepare.read_csv_task(str(tmp_path / "prom_300_all"), seed=3) == found
+    assert list(dev) == [paper] and paper in train
+    assert prepare.HELD_OUT_TEMPLATE not in prepare.TEMPLATES
+    assert read_tasks(path, seed=3) == files
 
 
-@pytest.mark.parametrize("folder,name,what,words", [
-    ("GUE/prom/prom_300_tata", "prom_300_tata", "promoter detection", ["Non-promoter", "promoter"]),
-    ("GUE/prom/prom_core_all", "prom_core_all", "core promoter detection", ["Non-promoter", "promoter"]),
+@pytest.mark.parametrize("folder,name,what,words,either_strand", [
+    ("GUE/prom/prom_300_tata", "prom_300_tata", "promoter detection", prepare.PROMOTER, False),
+    ("prom_core_all", "prom_core_all", "core promoter detection", prepare.PROMOTER, False),
     ("GUE/mouse/2", "mouse_2", "mouse transcription factor 2 binding site detection",
-     ["Background Sequences", "Binding Sites"]),
-    ("GUE/EMP/H3K4me1", "EMP_H3K4me1", "H3K4me1 histone mark detection", ["No Mark", "Mark"]),
-    ("GUE/virus/covid", "virus_covid", "virus variant detection", prepare.VARIANTS),
-    ("mine/enhancers", "enhancers", "enhancer strength", ["faint", "strong"]),
-    ("mine/colour", "colour", "the colour", ["0", "1"]),
-    ("mine/other_things", "other_things", "other things", ["0", "1"]),
+     prepare.FACTOR, True),
+    ("GUE/EMP/H3K4me1", "EMP_H3K4me1", "H3K4me1 histone mark detection", ["No Mark", "Mark"], True),
+    ("GUE/virus/covid", "virus_covid", "virus variant detection", prepare.VARIANTS, False),
+    # names that only resemble GUE's are no GUE tasks
+    ("mine/scores", "scores", "scores", ["0", "1"], False),
+    ("mine/conservation_score", "conservation_score", "conservation score", ["0", "1"], False),
+    ("mine/compromised", "compromised", "compromised", ["0", "1"], False),
+    ("mine/my_gtf", "my_gtf", "my gtf", ["0", "1"], False),
+    ("TEMP/x", "x", "x", ["0", "1"], False),
+    ("tf/5", "tf_5", "tf 5", ["0", "1"], False),
+    ("mine/covid", "covid", "covid", ["0", "1"], False),
+    ("mine/promoter", "promoter", "promoter", ["0", "1"], False),
+    ("splice", "splice", "splice", ["0", "1"], False),
 ])
-def test_task_descriptions(tmp_path, folder, name, what, words):
-    gue(tmp_path / folder, {"train": [(random_dna(50, i), i % 2) for i in range(10)]})
-    records = prepare.read_csv_task(str(tmp_path / folder), [
-        "enhancers: enhancer strength; 0 = faint; 1 = strong", "colour: the colour"])["train"]
+def test_task_names(tmp_path, folder, name, what, words, either_strand):
+    path = table(tmp_path / folder, {"train": some_rows(10)})
+    (file, records), = read_tasks(path).items()
+    assert file == f"{name}.train.json"
     assert records[0]["task"] == name and records[0]["choices"] == words
     assert [r["output"] for r in records] == words[:2] * 5
-    assert all(f"{what} " in r["instruction"] or f"{what}." in r["instruction"]
-               or f"{what}," in r["instruction"] for r in records)
+    assert all(any(r["instruction"] == t.format(what=what, choices=", ".join(words))
+                   for t in prepare.TEMPLATES) for r in records)
+    assert all(r.get("either_strand", False) == either_strand for r in records)
 
 
-def test_one_csv_is_split(tmp_path):
-    path = write(tmp_path / "enhancers.csv", "id,sequence,label\n" + "".join(
-        f"{i},{random_dna(40, i)},{'strong' if i % 2 else 'weak'}\n" for i in range(100)))
-    found = prepare.read_csv_task(path)
-    assert {split: len(records) for split, records in found.items()} == {
-        "train": 90, "dev": 10, "dev.reworded": 10}
-    assert found["train"][0]["task"] == "enhancers"
-    assert len({r["input"] for split in ("train", "dev") for r in found[split]}) == 100
-    prepare.main([f"--tasks={path}", f"--data_dir={tmp_path}/data"])
-    assert len(read_alpaca(f"{tmp_path}/data/tasks/enhancers.dev.json")) == 10
+def test_task_json_names_the_task(tmp_path):
+    about = {"asks": "enhancer strength", "labels": {"0": "weak", "1": "strong", "2": "super"},
+             "either_strand": True}
+    folder = table(tmp_path / "tf/3", {"train": some_rows(10)})
+    write(tmp_path / "tf/3/task.json", json.dumps(about))
+    single = write(tmp_path / "enhancers.csv", "sequence,label\n" + "".join(
+        f"{s},{x}.0\n" for s, x in some_rows(40, 1)))
+    write(tmp_path / "enhancers.task.json", json.dumps(about))
+    write(tmp_path / "enhancers/task.json", "not this one")
+    files = read_tasks(folder, single)
+    assert sorted(files) == ["enhancers.dev.json", "enhancers.train.json", "tf_3.train.json"]
+    for records in files.values():
+        assert records[0]["choices"] == ["weak", "strong", "super"] and records[0]["either_strand"]
+        assert {r["output"] for r in records} == {"weak", "strong"}
+        assert all("enhancer strength" in r["instruction"] for r in records)
+    write(tmp_path / "tf/3/task.json", '{"asks": "strength", "labels": {"0": "weak"}}')
+    with pytest.raises(ValueError, match=r"train.csv: line \d+: the label '1' is none of 0: name all "
+                                         "labels in .*tf/3/task.json"):
+        read_tasks(folder)
+    write(tmp_path / "tf/3/task.json", '{"asks": "strength"}')
+    assert read_tasks(folder)["tf_3.train.json"][0]["choices"] == ["0", "1"]
 
 
-@pytest.mark.parametrize("text", ["no colon", "x:", "x: what; 0 no", ": ; "])
-def test_descriptions_refused(tmp_path, text):
-    gue(tmp_path / "x", {"train": [("ACGT", 0), ("AAAA", 1)]})
-    with pytest.raises(ValueError, match="write FOLDER: what is asked"):
-        prepare.read_csv_task(str(tmp_path / "x"), [text])
+def test_labels_of_gue_are_known(tmp_path):
+    path = table(tmp_path / "prom_300_all", {"train": [(random_dna(50), 0), (random_dna(50, 1), 7)]})
+    with pytest.raises(ValueError, match="line 3: the label '7' is none of 0, 1: name all labels in"):
+        read_tasks(path)
 
 
-@pytest.mark.parametrize("text,message", [
-    ("seq,label\nACGT,1\n", "the first line should name the columns sequence,label"),
-    ("", "an empty file"),
-    ("sequence,label\n", "no rows"),
-    ("sequence,label\nACGT,\n", "line 2: a row without"),
-    ("sequence,label\nACGT\n", "line 2: a row without"),
-    ("sequence,label\nACGT,1\nMKLV,0\n", "line 3: 'L' is no nucleotide"),
-    ("sequence,label\nACGT,1\nACGT,7\n", "line 3: label '7' is none of 0, 1"),
-    ("sequence,label\n,1\n", "line 2: a row without"),
-    ("sequence,label\nACGT,1\nACGA,1\n", "all training rows have the label '1'"),
-])
-def test_csv_refused(tmp_path, text, message):
-    os.makedirs(tmp_path / "prom_300_all")
-    path = write(tmp_path / "prom_300_all/train.csv", text)
-    with pytest.raises(ValueError) as e:
-        prepare.read_csv_task(os.path.dirname(path))
-    assert message in str(e.value) and path in str(e.value)
+def test_one_table_is_split(tmp_path):
+    path = write(tmp_path / "enhancers.tsv", "id\tsequence\tlabel\n" + "".join(
+        f"{i}\t{random_dna(40, i)}\t{'strong' if i % 2 else 'weak'}\n" for i in range(100)))
+    files = read_tasks(path)
+    assert {name: len(records) for name, records in files.items()} == {
+        "enhancers.train.json": 90, "enhancers.dev.json": 10}
+    assert files["enhancers.train.json"][0]["task"] == "enhancers"
+    assert len({r["input"] for records in files.values() for r in records}) == 100
+    few = write(tmp_path / "few.csv", "sequence,label\n" + "ACGT,0\nACGA,1\n" * 9)
+    with pytest.raises(ValueError, match="18 rows are too few"):
+        read_tasks(few)
 
 
-GOOD = {"instruction": "Say it.", "input": "", "output": "It."}
+def test_splits_that_do_not_agree(tmp_path):
+    path = table(tmp_path / "x", {"train": [(random_dna(50, i), i) for i in range(2)],
+                                  "test": [(random_dna(50, 9), "one")]})
+    with pytest.raises(ValueError, match="test.csv: line 2: no training row has label 'one'"):
+        read_tasks(path)
 
 
-@pytest.mark.parametrize("text", [json.dumps([GOOD, GOOD]), json.dumps(GOOD) + "\n\n" + json.dumps(GOOD),
-                                  json.dumps([{k: v for k, v in GOOD.items() if k != "input"}] * 2)])
-def test_alpaca(tmp_path, text):
-    assert read_alpaca(write(tmp_path / "x.json", text)) == [GOOD, GOOD]
+def test_two_tasks_of_one_name(tmp_path):
+    a, b = (table(tmp_path / folder / "x", {"train": some_rows(10)}) for folder in "ab")
+    with pytest.raises(ValueError, match="b/x: a second task of the name x.train.json: rename one"):
+        read_tasks(a, b)
 
 
-@pytest.mark.parametrize("text,message", [
-    ('[{"instruction": "a", "output": "b"},\n {"instruction": }]', "line 2, column 18: broken JSON"),
-    ('{"instruction": "a", "output": "b"}\n{"instruction"\n', "line 2, column 15: broken JSON"),
-    ('[{"instruction": "a"}]', "record 1: no output"),
-    ('[{"output": "a"}]', "record 1: no instruction"),
-    ('[{"instruction": "a", "output": ""}]', "record 1: no output"),
-    ('{"id": "seed", "instruction": "a", "instances": []}', "record 1: no output"),
-    ('[1]', "record 1: not an object"),
-    ('[]', "no records"),
-    ('[{"instruction": "a", "output": "b", "input": 3}]', "record 1: its input is not text"),
-    ('[{"instruction": "a", "output": "b", "choices": ["c"]}]', "'b' is not among its choices"),
-    ('[{"instruction": "a", "output": "b", "choices": "abc"}]', "its choices are not a list"),
-    ('[{"instruction": "a", "output": "b", "choices": ["b", "b"]}]', "each another"),
-    ('[{"instruction": "a", "output": "b", "task": 7}]', "its task is not text"),
-    ('{\n "data": [\n]}', "line 1, column 2: broken JSON"),
-    ('{"data": []}', "record 1: no instruction"),
-])
-def test_alpaca_refused(tmp_path, text, message):
-    path = write(tmp_path / "x.json", text)
-    with pytest.raises(ValueError) as e:
-        read_alpaca(path)
-    assert message in str(e.value) and path in str(e.value)
-
-
-# -- nothing half-written
-
-def test_failure_leaves_the_folder_as_it_was(toy, tmp_path):
-    before = listing(f"{toy}/data")
-    protein = write(tmp_path / "p.fa", ">ok\n" + random_dna(50_000) + "\n>p\nMKLV\n")
-    tiny = write(tmp_path / "t.fa", ">ok\n" + random_dna(500) + "\n")
-    prose = write(tmp_path / "e.txt", "Cells divide. " * 40_000)
-    for args, error in [([f"--dna={protein}"], "no nucleotide"),
-                        ([f"--dna={tmp_path}/none.fa"], "none.fa: no such file"),
-                        ([f"--tasks={tmp_path}"], "no task"),
-                        ([f"--dna={tiny}"], "too little to hold any out"),
-                        (["--vocab_size=100"], "vocab_size=100 is too small"),
-                        (["--split=mixt"], "split=mixt is not one of"),
-                        (["--train_on=rna"], "train_on=rna is not one of"),
-                        ([f"--english={prose}", "--train_on=dna"], "nothing is left to train on")]:
-        with pytest.raises((ValueError, OSError), match=error):
-            prepare.main([f"--data_dir={toy}/data", *args])
-        assert listing(f"{toy}/data") == before
-        assert not os.path.exists(f"{toy}/data.part")
-
-
-# -- the toy world
-
-def test_toy_world(toy):
-    tasks = {}
-    for name in os.listdir(f"{toy}/data/tasks"):
-        task, split, *reworded = name.removesuffix(".json").split(".")
-        if not reworded:
-            tasks[task, split] = read_alpaca(f"{toy}/data/tasks/{name}")
-    assert sorted(tasks) == [(t, s) for t in ("core_promoter", "promoter", "splice", "tf")
-                             for s in ("test", "train")]
-    for records in tasks.values():      # no label is commoner than the others
-        counts = Counter(r["output"] for r in records)
-        assert len(set(counts.values())) == 1 and set(counts) == set(records[0]["choices"])
-
-
-def test_toy_world_has_its_motifs(toy):
-    for r in read_alpaca(f"{toy}/data/tasks/splice.train.json"):
-        site = {"Donor Sites": r["input"][30:32] == "GT",
-                "Acceptor Sites": r["input"][28:30] == "AG"}
-        assert site.get(r["output"], True)
-    for r in read_alpaca(f"{toy}/data/tasks/core_promoter.train.json"):
-        if r["output"] == "promoter":
-            assert r["input"][9:15] in ("CTATAA", "GTATAA", "CTATAT", "GTATAT")
-
-
-def test_toy_world_does_not_leak(toy):
-    """No 40 bases of any test sequence stand in a training sequence or in the pretraining genome,
-    on either strand."""
-    def words(sequence):
-        return {sequence[i:i + 40] for i in range(len(sequence) - 39)}
-
-    training = [text for _, text in read_fasta(f"{toy}/data/raw/genome.fa")]
-    testing = set()
-    for name in os.listdir(f"{toy}/data/tasks"):
-        sequences = [r["input"] for r in read_alpaca(f"{toy}/data/tasks/{name}")]
-        if ".test." in name:
-            for s in sequences:
-                testing |= words(s) | words(reverse_complement(s))
-        else:
-            training += sequences
-    assert not any(words(s) & testing for s in training)
-
-
-# -- overlaps
+# -- leaks
 
 @pytest.mark.parametrize("seed", range(5))
-def test_overlapping_equals_naive(seed):
+def test_overlapping_equals_brute_force(seed):
     """Sequences cut from a short genome, so that many overlap, some of them with N."""
     rng = np.random.default_rng(seed)
     genome = "".join(rng.choice(list("ACGTN"), p=[.25, .24, .25, .25, .01], size=400))
 
     def cut(n):
-        for start, length, strand in zip(rng.integers(380, size=n), rng.integers(10, 80, size=n),
+        for start, length, strand in zip(rng.integers(380, size=n), rng.integers(20, 80, size=n),
                                          rng.integers(2, size=n)):
             piece = genome[start:start + length]
-            yield reverse_complement(piece) if strand else piece
+            if len(piece) >= 20:
+                yield reverse_complement(piece) if strand else piece
 
-    train, held_out = list(cut(150)), list(cut(30))
-    naive = {i for i, t in enumerate(train) if len(t) >= 20 and any(
+    train, scored = list(cut(150)), list(cut(30))
+    expected = {i for i, t in enumerate(train) if any(
         t in h or t in reverse_complement(h) or h in t or reverse_complement(h) in t
-        for h in held_out if len(h) >= 20)}
-    assert prepare.overlapping(train, held_out) == naive and 10 < len(naive) < 140
-    assert prepare.overlapping(train, []) == prepare.overlapping([], held_out) == set()
+        for h in scored)}
+    assert overlapping(train, scored) == expected and 10 < len(expected) < 140
+    assert overlapping(train, []) == overlapping([], scored) == set()
 
 
-def test_window_numbers():
-    assert prepare.window_numbers(b"ACGTA", 3).tolist() == [0b000110, 0b011011, 0b101100]
-    assert prepare.window_numbers(b"AC", 3).tolist() == []
-    assert prepare.window_numbers(b"T" * 32, 32).tolist() == [2 ** 64 - 1]
+def record(instruction, input="", output="yes", **more):
+    return {"instruction": instruction, "input": input, "output": output} | more
+
+
+def test_leaks_of_alpaca_records():
+    a, b, c = (random_dna(60, seed) for seed in range(3))
+    scored = [record("Is it?", a), record("Count to 3."), record("Which?", "ACGTAC", task="x"),
+              record("What is he?", "A tall man.", task="talk"), record("Hello", task="talk")]
+    train = {
+        "the same DNA": (record("Is this?", a), True),
+        "on the other strand": (record("Is it?", reverse_complement(a)), True),
+        "inside": (record("Is it?", a[5:40]), True),
+        "around": (record("Is it?", b + a + c), True),
+        "as a few-shot example": (record("Is it?", f"{a}: yes\n{b}: no\n{c}"), True),
+        "in the instruction": (record(f"Is {a.lower()} a gene?"), True),
+        "other DNA": (record("Is it?", b), False),
+        "the same question": (record("Count to 3.", output="1 2 3"), True),
+        "another question": (record("Count to 4."), False),
+        "the same question, another input": (record("Is it?", "A tall man."), False),
+        "short DNA in another prompt": (record("What?", "ACGTAC", task="x"), True),
+        "short DNA of another task": (record("What?", "ACGTAC", task="y"), False),
+        "the same text, another question": (record("Who?", "A tall man.", task="talk"), False),
+        "no input": (record("Good bye", task="talk"), False)}
+    found = find_leaks([r for r, _ in train.values()], scored)
+    assert [name for i, name in enumerate(train) if i in found] == \
+        [name for name, (_, leaks) in train.items() if leaks]
+
+
+def test_what_is_scored():
+    names = {"x.dev.json": True, "x.test.json": True, "test.json": True, "dev.json": True,
+             "x.dev.reworded.json": True, "x.train.json": False, "latest.json": False,
+             "contest.json": False, "alpaca.json": False, "x.val.json": True}
+    assert {name: is_scored(name) for name in names} == names
 
 
 def test_overlapping_rows_are_left_out_of_training(tmp_path, capsys):
-    """The held-out rows of one task count for the others too."""
-    rng = np.random.default_rng(0)
-    a, b, c, d = ("".join(rng.choice(list("ACGT"), size=60)) for _ in range(4))
-    for task, split, sequences in (("x", "train", [a, b]), ("x", "test", [c]),
-                                   ("y", "train", [a[5:40], reverse_complement(c)[3:30], c + d]),
-                                   ("y", "dev", [d])):
-        os.makedirs(tmp_path / task, exist_ok=True)
-        (tmp_path / task / f"{split}.csv").write_text(
-            "sequence,label\n" + "".join(f"{s},{i % 2}\n" for i, s in enumerate(sequences)))
-    args = [f"--tasks={tmp_path}/x,{tmp_path}/y", f"--data_dir={tmp_path}/data"]
-    prepare.main(args)
-    assert "y.train.json: 2 of 3 rows overlap with a held-out row: left out" in capsys.readouterr().out
-    read = prepare.read_alpaca(f"{tmp_path}/data/tasks/y.train.json")
-    assert [r["input"] for r in read] == [a[5:40]]
-    assert len(prepare.read_alpaca(f"{tmp_path}/data/tasks/x.train.json")) == 2
-    prepare.main([*args, "--keep_overlaps"])
-    assert len(prepare.read_alpaca(f"{tmp_path}/data/tasks/y.train.json")) == 3
+    """The scored rows of one task count for the others too."""
+    a, b, c, d, e = (random_dna(60, seed) for seed in range(5))
+    x = table(tmp_path / "x", {"train": [(a, 0), (b, 1)], "test": [(c, 0)]})
+    y = table(tmp_path / "y", {"train": [(a[5:40], 0), (reverse_complement(c)[3:30], 1), (c + d, 0)],
+                               "dev": [(d, 1)]})
+    files = read_tasks(x, y)
+    assert "y.train.json: 2 of 3 rows overlap with a scored row: left out" in capsys.readouterr().out
+    assert [r["input"] for r in files["y.train.json"]] == [a[5:40]]
+    assert len(files["x.train.json"]) == 2
+    assert len(read_tasks(x, y, keep_overlaps=True)["y.train.json"]) == 3
+    assert "2 of 3 rows overlap with a scored row: kept" in capsys.readouterr().out
+    z = table(tmp_path / "z", {"train": [(e, 0), (c, 1)], "test": [(e + a, 0)]})
+    with pytest.raises(ValueError, match="z.train.json: all rows overlap with scored rows"):
+        read_tasks(x, z)
+
+
+def test_alpaca_files_are_searched_too(tmp_path, capsys):
+    a, b, c = (random_dna(60, seed) for seed in range(3))
+    x = table(tmp_path / "x", {"test": [(a, 0), (c, 1)]})
+    mine = write(tmp_path / "mine.jsonl", "".join(
+        json.dumps(record("Is it a gene?", s)) + "\n" for s in (a.lower(), b, "Hello")))
+    chat = write(tmp_path / "chat.test.json", json.dumps([record("Is it a gene?", "Hello")]))
+    files = read_tasks(mine, x, chat)
+    assert [r["input"] for r in files["mine.json"]] == [b]
+    assert "mine.json: 2 of 3 rows overlap with a scored row: left out" in capsys.readouterr().out
+    assert sorted(files) == ["chat.test.json", "mine.json", "x.test.json"]
+
+
+def test_an_earlier_runs_files_are_read_as_they_are(tmp_path, toy):
+    """Tuning files and scored files keep their roles."""
+    again = [f"{toy}/data/tasks/promoter.{split}.json" for split in ("train", "test")]
+    prepare.main([f"--tasks={again[0]},{again[1]}", f"--data_dir={tmp_path}/data"])
+    for path in again:
+        assert read_alpaca(path) == read_alpaca(f"{tmp_path}/data/tasks/{os.path.basename(path)}")
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_path_given_twice(tmp_path, link):
+    path = fasta(tmp_path / "g.fa", [random_dna(50_000)])
+    other = str(tmp_path / "link.fa") if link else str(tmp_path / "." / "g.fa")
+    if link:
+        os.symlink(path, other)
+    with pytest.raises(ValueError, match="g.fa: given twice|link.fa: given twice"):
+        prepare.main([f"--dna={path},{other}", f"--data_dir={tmp_path}/data"])
+
+
+# -- nothing half-written, nothing of others replaced
+
+def test_failure_leaves_the_folder_as_it_was(toy, tmp_path):
+    before, beside = listing(f"{toy}/data"), sorted(os.listdir(toy))
+    protein = write(tmp_path / "p.fa", ">ok\n" + random_dna(50_000) + "\n>p\nMKLV\n")
+    tiny = write(tmp_path / "t.fa", ">ok\n" + random_dna(500) + "\n")
+    for args, error in [([f"--dna={protein}"], "p.fa: line 4: 'L' is no nucleotide"),
+                        ([f"--dna={tmp_path}/none.fa"], "none.fa: no such file"),
+                        ([f"--dna={tmp_path}"], f"{tmp_path}: not a file"),
+                        ([f"--tasks={tmp_path}"], f"{tmp_path}: no task"),
+                        ([f"--tasks={tiny}"], "t.fa: no task: give a .csv"),
+                        ([f"--dna={tiny}"], "t.fa: too little to hold any out"),
+                        (["--vocab_size=100"], "vocab_size=100 is too small"),
+                        (["--val_fraction=0.7"], "val_fraction=0.7 is more than 0.5"),
+                        (["--split=mixt"], "split=mixt is not one of"),
+                        ([f"--dna={tiny}", "--tokenizer=none.json"], "none.json")]:
+        with pytest.raises((ValueError, OSError), match=error):
+            prepare.main([f"--data_dir={toy}/data", *args])
+        assert listing(f"{toy}/data") == before and sorted(os.listdir(toy)) == beside
+
+
+def test_a_second_run_replaces_the_first(tmp_path):
+    """The tasks folder as a whole, with the scores cached in it; what the run does not write stays."""
+    x, y = (table(tmp_path / name, {"train": some_rows(10)}) for name in "xy")
+    data = tmp_path / "mine"
+    prepare.main([f"--tasks={x}", f"--data_dir={data}"])
+    write(data / "tasks/scores/kmer.json", "{}")
+    write(data / "notes.txt", "my notes")
+    write(tmp_path / "mine.part/keep.txt", "not prepare.py's")
+    prepare.main([f"--tasks={y}", f"--data_dir={data}"])
+    assert sorted(os.listdir(data)) == ["notes.txt", "tasks"]
+    assert [name for name in os.listdir(data / "tasks") if name[0] != "."] == ["y.train.json"]
+    assert os.path.exists(tmp_path / "mine.part/keep.txt")
+    dna = fasta(tmp_path / "g.fa", [random_dna(1000, i) for i in range(300)])
+    for seed in (1, 2):
+        prepare.main([f"--dna={dna}", f"--data_dir={data}", f"--seed={seed}", "--val_fraction=0.2"])
+    assert sorted(os.listdir(data)) == ["meta.json", "notes.txt", "tasks", "tokenizer.json",
+                                        "train.bin", "val_dna.bin", "val_english.bin"]
+
+
+def test_files_of_others_are_not_replaced(tmp_path):
+    dna = fasta(tmp_path / "g.fa", [random_dna(1000, i) for i in range(300)])
+    x = table(tmp_path / "mine/tasks/x", {"train": some_rows(10)})
+    write(tmp_path / "other/tokenizer.json", "{}")
+    write(tmp_path / "other/meta.txt", "")
+    before = listing(tmp_path)
+    for args, error in [(["mine", f"--tasks={x}"], "mine/tasks: prepare.py did not write this"),
+                        (["other", f"--dna={dna}"], "other/tokenizer.json: prepare.py did not write")]:
+        with pytest.raises(ValueError, match=error):
+            prepare.main([f"--data_dir={tmp_path}/{args[0]}", *args[1:]])
+    assert listing(tmp_path) == before
+
+
+# -- what to run next
+
+def last_line(capsys):
+    line = capsys.readouterr().out.splitlines()[-1]
+    return line[:line.index(";")], shlex.split(line[line.index("; next: ") + 8:])
+
+
+def test_next_after_text(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    dna = fasta(tmp_path / "g.fa", [random_dna(1000, i) for i in range(300)])
+    prepare.main([f"--dna={dna}", "--data_dir=data/my own", "--val_fraction=0.2"])
+    assert last_line(capsys) == ("wrote data/my own", [
+        "python", "train.py", "--data_dir=data/my own", "--out_dir=out/my own"])
+
+
+def test_next_after_tasks(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    x = table(tmp_path / "x", {"train": some_rows(30), "dev": some_rows(4, 1), "test": some_rows(4, 2)})
+    y = table(tmp_path / "y", {"train": some_rows(30, 3)})
+    z = table(tmp_path / "z", {"test": some_rows(10, 4)})
+    chat = write(tmp_path / "chat.json", json.dumps([record("Say yes.")]))
+    tasks = "data/mine/tasks"
+    for paths, tune, score, more in [
+            ([x, y], f"{tasks}/*.train.json", f"{tasks}/*.dev.json", []),
+            ([y, z], f"{tasks}/*.train.json", f"{tasks}/*.test.json", []),
+            ([y, chat], f"{tasks}/*.train.json,{tasks}/chat.json", "", []),
+            ([z], "", f"{tasks}/*.test.json", ["--epochs=0"])]:
+        prepare.main([f"--tasks={','.join(paths)}", "--data_dir=data/mine"])
+        assert last_line(capsys) == ("wrote data/mine", [
+            "python", "instruct.py", f"--tasks={tune}", f"--eval_tasks={score}",
+            "--out_dir=out/mine", *more])
+
+
+def test_next_after_the_toy_world(tmp_path, capsys, monkeypatch, toy):
+    """It is the next script's default, if it is where the next script looks for it."""
+    monkeypatch.chdir(tmp_path)
+    for folder, words in [("data/toy", ["python", "train.py"]),
+                          ("data/t2", ["python", "train.py", "--data_dir=data/t2", "--out_dir=out/t2"])]:
+        shutil.copytree(f"{toy}/data/raw", tmp_path / folder / "raw")
+        monkeypatch.setattr(prepare.toy, "files", lambda raw, seed: {
+            "dna": (f"{raw}/genome.fa",), "english": (f"{raw}/english.txt",), "tasks": ()})
+        prepare.main([f"--data_dir={folder}", "--vocab_size=400", "--val_fraction=0.1"])
+        assert last_line(capsys) == (f"wrote {folder}", words)
