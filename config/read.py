@@ -282,6 +282,8 @@ def read_json(text, path, number=1):
     except json.JSONDecodeError as e:
         raise ValueError(f"{path}: line {number + e.lineno - 1}, column {e.colno}: broken JSON "
                          f"({e.msg}): give an array of records, or one record per line") from None
+    except (RecursionError, ValueError) as e:       # brackets, or the digits of a number, by the 1,000
+        raise ValueError(f"{path}: line {number} or after: not JSON of records ({e})") from None
 
 
 def read_alpaca(path):
