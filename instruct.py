@@ -427,8 +427,8 @@ def main(argv):
             path, n = os.path.join(out_dir, f"scores-{n}.json"), n + 1
         config.write_json(path, result)
         given = "" if out_dir == "out/toy-instruct" else f" --out_dir={out_dir}"
-        print(f"\n{table(result)}\n\nwrote {path}; next: python sample.py{given}, with --chat to "
-              "talk to it")
+        print(f"\n{table(result)}\n\nwrote {out_dir if tuning and not cfg.scores else path}; next: "
+              f"python sample.py{given}, with --chat to talk to it")
     machine.close()
 
 

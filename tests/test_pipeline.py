@@ -100,9 +100,10 @@ def test_whole_way(tmp_path):
     ("prepare.py", ["--vocab_size=many"], "vocab_size='many' is not a whole number"),
     ("train.py", ["none.toml"], "none.toml: No such file"),
     ("train.py", ["--data_dir=none"], "none/meta.json: no such file: run prepare.py"),
-    ("instruct.py", ["--init_from=none", "--tasks=good.json", "--eval_tasks=good.json"],
+    ("instruct.py", ["--init_from=none", "--tasks=good.json", "--eval_tasks=other.json"],
      "none/best.pt: no such checkpoint"),
-    ("instruct.py", ["--tasks=half.json"], "half.json: record 1: no output"),
+    ("instruct.py", ["--tasks=half.json", "--eval_tasks=other.json"],
+     "half.json: record 1: no output"),
     ("-m", ["lessons.tokens", "show", "none.json", "ACGT"], "none.json"),
 ])
 def test_one_clear_line(tmp_path, script, args, message):
@@ -111,6 +112,7 @@ def test_one_clear_line(tmp_path, script, args, message):
     (tmp_path / "broken.jsonl").write_text('{"instruction": "a", "output": "b"}\n{oops\n')
     (tmp_path / "half.json").write_text('[{"instruction": "a"}]')
     (tmp_path / "good.json").write_text('[{"instruction": "a", "output": "b"}]')
+    (tmp_path / "other.json").write_text('[{"instruction": "c", "output": "d"}]')
     before = sorted(os.listdir(tmp_path))
     done = command(script, *args, cwd=tmp_path)
     assert done.returncode == 1
