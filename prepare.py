@@ -57,8 +57,8 @@ class PrepareConfig:
 # ----------------------------------------------------------------------------------------------
 # Documents, and which of them are held out
 
-SEGMENT = 20_000    # bases or characters held out in one stretch: more than the longest document,
-                    # so that none can step over a stretch
+SEGMENT = 20_000    # bases or characters held out in one stretch; no document is longer, so that
+                    # none can step over a stretch
 
 
 class Document(NamedTuple):
@@ -151,6 +151,8 @@ def write_bins(cfg, tok, held_out, folder):
     files = {name: open(f"{folder}/{name}", "wb") for name in BINS}
     bar = tqdm(desc="encoding", unit="B", unit_scale=True, disable=None)
     docs, repeated = documents(cfg), 0
+
+    # encode, 1,000 documents at a time
     while batch := list(islice(docs, 1000)):
         for doc, ids in zip(batch, tok.encode_batch([doc.text for doc in batch])):
             if cfg.tokenizer:
@@ -172,6 +174,7 @@ def write_bins(cfg, tok, held_out, folder):
     for f in files.values():
         f.close()
 
+    # what there is, and whether it is enough
     if repeated:
         print(f"{repeated:,} training documents equal a held-out one: left out")
     for modality, paths in (("dna", cfg.dna), ("english", cfg.english)):
@@ -185,8 +188,11 @@ def write_bins(cfg, tok, held_out, folder):
 
 def write_text(cfg, tasks, folder):
     """Write the tokenizer, and the bins of cfg.dna and cfg.english with their meta.json."""
+    # what is held out
     docs = tqdm(documents(cfg, report=True), desc="reading", unit=" docs", disable=None)
     held_out = {fingerprint(doc) for doc in docs if doc.held_out}
+
+    # the tokenizer
     tok = Tokenizer.load(cfg.tokenizer) if cfg.tokenizer else train_tokenizer(cfg, held_out, tasks)
     require(tok.eot is not None, f"{cfg.tokenizer}: no <|endoftext|>, which separates documents")
     for name, records in tasks.items() if cfg.tokenizer else ():
@@ -194,9 +200,10 @@ def write_text(cfg, tasks, folder):
         letters = "".join(sorted(letters))
         check_lossless(tok, letters, tok.encode(letters), name)
     tok.save(f"{folder}/tokenizer.json")
+
+    # the bins
     meta = write_bins(cfg, tok, held_out, folder)
     config.write_json(f"{folder}/meta.json", meta)
-
     print(f"\n{'bin':16}{'documents':>12}{'tokens':>14}{'bases':>14}{'bytes':>14}")
     for name, b in meta["bins"].items():
         print(f"{name:16}{b['documents']:12,}{b['tokens']:14,}{b['bases']:14,}{b['bytes']:14,}")
@@ -405,7 +412,7 @@ def read_tasks(cfg):
             found = [item for task, tables in find_tables(path).items()
                      for item in read_task(task, tables, cfg.seed).items()]
         for name, records in found:
-            require(name not in files, f"{path}: a second task of the name {name}: rename one")
+            require(name not in files, f"{path}: a second task named {name}: rename one")
             files[name] = records
 
     # leave out what gives scored rows away
@@ -423,6 +430,9 @@ def read_tasks(cfg):
     return files
 
 
+MARK = ".prepared"      # a file in tasks/, to know it by: the next run replaces the whole folder
+
+
 def write_tasks(tasks, folder):
     os.makedirs(folder)
     open(f"{folder}/{MARK}", "w").close()
@@ -435,19 +445,22 @@ def write_tasks(tasks, folder):
 # ----------------------------------------------------------------------------------------------
 # The run
 
-MARK = ".prepared"      # in tasks/, to know it by: the next run replaces the whole folder
-
-
 def check(cfg):
     """Fail early: on bad arguments, and on files in data_dir that prepare.py did not write."""
-    Tokenizer.train([], cfg.vocab_size, cfg.split)
+    # arguments
+    require(cfg.data_dir, "data_dir is empty: name a folder to write to")
     require(cfg.val_fraction <= 0.5, f"val_fraction={cfg.val_fraction} is more than 0.5")
+    Tokenizer.train([], cfg.vocab_size, cfg.split)
+    if cfg.tokenizer:
+        Tokenizer.load(cfg.tokenizer)
     seen = set()
     for path in cfg.dna + cfg.english + cfg.tasks:
         require(os.path.exists(path), f"{path}: no such file or folder")
         require(path in cfg.tasks or os.path.isfile(path), f"{path}: not a file")
         require(os.path.realpath(path) not in seen, f"{path}: given twice")
         seen.add(os.path.realpath(path))
+
+    # data_dir
     for name, mark in [("tasks", f"tasks/{MARK}"), *((name, "meta.json") for name in BINS),
                        ("tokenizer.json", "meta.json")]:
         target, mark = os.path.join(cfg.data_dir, name), os.path.join(cfg.data_dir, mark)
@@ -459,7 +472,7 @@ def check(cfg):
 def staged(data_dir):
     """-> a temporary folder beside data_dir. If all goes well its content replaces what an earlier
     run wrote to data_dir; otherwise that stays as it was."""
-    parent, name = os.path.split(os.path.abspath(data_dir))
+    parent, name = os.path.split(os.path.realpath(data_dir))
     os.makedirs(parent, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{name}.", dir=parent) as folder:
         yield folder

@@ -15,7 +15,7 @@ import re
 import zlib
 from collections import Counter
 
-BLOCK = 16_000      # the longest document, in characters
+BLOCK = 16_000      # bases or characters; longer sequences and paragraphs come in parts
 SHORTEST = 8        # bases; a shorter run is not DNA to the tokenizer
 
 
@@ -66,9 +66,10 @@ def stem(path, kinds):
 
 
 def read_paragraphs(path):
-    """Stream a text file -> its paragraphs, separated by blank lines; very long ones in parts"""
+    """Stream a text file -> its paragraphs, separated by blank lines; those of 16,000 characters or
+    more in parts that end with a line, or in mid-line where lines are longer than 4,000"""
     text = ""
-    for _, line in read_lines(path, BLOCK):
+    for _, line in read_lines(path, BLOCK // 4):
         text += line
         if len(text) >= BLOCK or line.isspace():
             yield text.strip()
@@ -119,8 +120,8 @@ def clean_dna(text, where):
 def clean_input(text, where):
     """-> an instruction's input: DNA as clean_dna() returns it, anything else as it is. DNA has
     eight letters or more, all IUPAC, and 90% A, C, G, T, U or N ("Magna Carta" is not DNA)."""
-    letters = "".join(LINE_NUMBERS.sub(" ", text).upper().split())
-    is_dna = re.fullmatch(f"[{IUPAC}UX.-]{{{SHORTEST},}}", letters) \
+    letters = re.sub(r"[\s.-]", "", LINE_NUMBERS.sub(" ", text)).upper()
+    is_dna = re.fullmatch(f"[{IUPAC}UX]{{{SHORTEST},}}", letters) \
         and sum(map(letters.count, "ACGTUN")) >= 0.9 * len(letters)
     return clean_dna(text, where) if is_dna else text
 
@@ -234,8 +235,8 @@ def read_table(path):
 
 def clean_label(label, where):
     """-> the label of a class; a whole number is spelled in one way: 1, 1.0 and 01 are 1"""
-    if re.fullmatch(r"[+-]?\d+(\.0*)?", label):
-        return str(int(label.partition(".")[0]))
+    if whole := re.fullmatch(r"\+?(-?)0*(\d+)(\.0*)?", label):
+        return whole[1] + whole[2]
     require(not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", label, re.IGNORECASE),
             f"{where}: the label {label} looks like a measured number: give classes")
     return label
@@ -282,8 +283,8 @@ def read_json(text, path, number=1):
     except json.JSONDecodeError as e:
         raise ValueError(f"{path}: line {number + e.lineno - 1}, column {e.colno}: broken JSON "
                          f"({e.msg}): give an array of records, or one record per line") from None
-    except (RecursionError, ValueError) as e:       # brackets, or the digits of a number, by the 1,000
-        raise ValueError(f"{path}: line {number} or after: not JSON of records ({e})") from None
+    except (ValueError, RecursionError) as e:       # a number of 5,000 digits, 3,000 brackets
+        raise ValueError(f"{path}: line {number} or after: strange JSON: {e}") from None
 
 
 def read_alpaca(path):

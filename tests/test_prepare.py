@@ -342,7 +342,7 @@ def test_splits_that_do_not_agree(tmp_path):
 
 def test_two_tasks_of_one_name(tmp_path):
     a, b = (table(tmp_path / folder / "x", {"train": some_rows(10)}) for folder in "ab")
-    with pytest.raises(ValueError, match="b/x: a second task of the name x.train.json: rename one"):
+    with pytest.raises(ValueError, match="b/x: a second task named x.train.json: rename one"):
         read_tasks(a, b)
 
 
