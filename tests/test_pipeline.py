@@ -121,20 +121,6 @@ def test_one_clear_line(tmp_path, script, args, message):
     assert [n for n in sorted(os.listdir(tmp_path)) if n != "data"] == before
 
 
-def test_show(toy, tmp_path):
-    page = tmp_path / "page.html"
-    text = "The TATA box: GGCTATAAAAGGGC <b>"
-    done = command("-m", "lessons.tokens", "show", f"{toy}/data/tokenizer.json", text, f"--html={page}", cwd=tmp_path)
-    assert done.returncode == 0 and "bases a token" in done.stdout
-    assert f"wrote {page}" in done.stdout and "GGCTATAAAAGGGC" in re.sub("\x1b.*?m", "", done.stdout)
-    html = page.read_text(encoding="utf-8")
-    assert '"dna"]' in html and "<b>" not in html and "http" not in html
-    usage = command("-m", "lessons.tokens", "show", cwd=tmp_path)
-    assert usage.returncode == 2 and usage.stderr.startswith("usage: ")
-    report = command("-m", "lessons.tokens", "report", f"{toy}/data/tokenizer.json", cwd=tmp_path)
-    assert report.returncode == 0 and "never used: 0 tokens" in report.stdout
-
-
 def test_toy_reaches_its_accuracy():
     """What `make toy` left behind, where it has been run."""
     path = os.path.join(ROOT, "out/toy-instruct/scores.json")
