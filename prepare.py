@@ -456,7 +456,8 @@ def check(cfg):
     seen = set()
     for path in cfg.dna + cfg.english + cfg.tasks:
         require(os.path.exists(path), f"{path}: no such file or folder")
-        require(path in cfg.tasks or os.path.isfile(path), f"{path}: not a file")
+        require(path in cfg.tasks or os.path.isfile(path),
+                f"{path}: a folder or a pipe, not a file that can be read three times")
         require(os.path.realpath(path) not in seen, f"{path}: given twice")
         seen.add(os.path.realpath(path))
 

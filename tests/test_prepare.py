@@ -12,7 +12,7 @@ import pytest
 import prepare
 from bpe import Tokenizer
 from config.read import read_alpaca, reverse_complement
-from conftest import listing
+from conftest import listing, merge
 from prepare import (PrepareConfig, alpaca_parts, alpaca_prompt, documents, encode_prompts,
                      find_leaks, is_scored, overlapping, reservoir_sample)
 
@@ -459,7 +459,9 @@ def test_failure_leaves_the_folder_as_it_was(toy, tmp_path):
     tiny = write(tmp_path / "t.fa", ">ok\n" + random_dna(500) + "\n")
     for args, error in [([f"--dna={protein}"], "p.fa: line 4: 'L' is no nucleotide"),
                         ([f"--dna={tmp_path}/none.fa"], "none.fa: no such file"),
-                        ([f"--dna={tmp_path}"], f"{tmp_path}: not a file"),
+                        ([f"--dna={tmp_path}"], f"{tmp_path}: a folder or a pipe, not a file"),
+                        (["--english=/dev/null"], "/dev/null: a folder or a pipe"),
+                        (["--data_dir="], "data_dir is empty"),
                         ([f"--tasks={tmp_path}"], f"{tmp_path}: no task"),
                         ([f"--tasks={tiny}"], "t.fa: no task: give a .csv"),
                         ([f"--dna={tiny}"], "t.fa: too little to hold any out"),
@@ -468,7 +470,7 @@ def test_failure_leaves_the_folder_as_it_was(toy, tmp_path):
                         (["--split=mixt"], "split=mixt is not one of"),
                         ([f"--dna={tiny}", "--tokenizer=none.json"], "none.json")]:
         with pytest.raises((ValueError, OSError), match=error):
-            prepare.main([f"--data_dir={toy}/data", *args])
+            prepare.main(merge(f"--data_dir={toy}/data", *args))
         assert listing(f"{toy}/data") == before and sorted(os.listdir(toy)) == beside
 
 
