@@ -7,23 +7,27 @@ Ask a model: complete a text, answer an instruction, chat, score sequences.
     python sample.py --prompt="The cell is" --temperature=0.8 --out_dir=out/toy
     python sample.py --score=sequences.fa --out_dir=out/toy
 
-An out_dir of train.py or instruct.py is all it needs.
+It needs nothing but a folder that train.py or instruct.py has written.
 """
+import codecs
 import math
 import os
 import re
-from dataclasses import dataclass, field
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
 
 import torch
+from torch.nn import functional as F
 
 import config
 from bpe import Tokenizer
 from config.machine import find_device
+from config.read import IUPAC, clean_dna, clean_input, read_fasta
 from model import load_checkpoint
-from prepare import alpaca_prompt, clean_dna, encode_prompts, read_fasta
+from prepare import alpaca_prompt, encode_prompts, max_prompt_len
 
-
-# What is asked when nothing is: a promoter of the toy world, from a gene held out of all training.
+# The default example: a promoter of the toy world, of a gene held out of all training.
 EXAMPLE = ("Determine promoter detection of following dna sequence, The result will be one of the "
            "following: Non-promoter, promoter.",
            "GGGGCGGGGCCGTCTTTTCCTCTATCAGATCCACTTTTCAGTAGATTTGGGGCGGGGCAA"
@@ -35,155 +39,267 @@ class SampleConfig:
     out_dir: str = "out/toy-instruct"   # folder of the model
     prompt: str = ""                # text to complete, as it is
     instruction: str = ""           # to answer
-    input: str = ""                 # of the instruction, a sequence for example
-    choices: list[str] = field(default_factory=list)    # how likely is each of these as the answer?
+    input: str = ""                 # of the instruction, a DNA sequence or text
+    choices: tuple = ()             # show how likely each of these is as the answer
     chat: bool = False              # read instructions from the terminal
-    score: str = ""                 # FASTA file: print the bits per base of each record
+    score: str = ""                 # FASTA file: print bits and bits per base of each record
     num_samples: int = 1            # completions of the prompt, or answers
     max_new_tokens: int = 128       # longest answer
-    temperature: float = 0.0        # 0: the likeliest token each time; 1: as the model thinks
-    top_k: int = 50                 # draw among the k likeliest tokens; 0: among all
+    temperature: float = 0.0        # 0: greedy; 1: draw from the model's own distribution
+    top_k: int = 50                 # draw among the k most likely tokens; 0: among all
     device: str = "auto"            # auto, cpu, cuda, mps
     seed: int = 1337                # of the draws
 
 
-def complete(model, tok, ids, cfg, generator):
-    """-> the text that the model lets follow `ids`, up to <|endoftext|>"""
-    new = model.generate([ids], cfg.max_new_tokens, cfg.temperature, cfg.top_k or None, tok.eot,
-                         generator=generator)[0]
-    return tok.decode([i for i in new if i != tok.eot])
+# ----------------------------------------------------------------------------------------------
+# Answers
+
+def find_question(instruction, questions):
+    """-> the question that the model was tuned on and that an instruction asks, in the same words
+    or by naming all its choices; None if there is none"""
+    def names(choice):
+        return re.search(rf"(?<!\w){re.escape(choice)}(?!\w)", instruction)
+
+    same = [q for q in questions if q["instruction"] == instruction]
+    named = [q for q in questions if all(map(names, q["choices"]))]
+    return max(same or named, key=lambda q: len(q["choices"]), default=None)
 
 
-def answer(model, tok, instruction, input, cfg, generator, known=()):
-    """-> the response to an instruction, and where there are choices how likely each of them is among
-    them. An input that is too long is cut at its end, so that there is room for the longest choice,
-    or where none are known an eighth of the context; it says so.
-    known: the choices of the tasks that the model was tuned on"""
-    words = cfg.choices or [c for choices in known for c in choices]
-    block_size = model.config.block_size
-    longest = max((len(e) + 1 for e in tok.encode_batch(words)), default=block_size // 8)
-    if longest > block_size // 2:
-        raise ValueError(f"a choice is {longest} tokens long, of {block_size} in all: shorten it")
-    room = block_size - longest
-    (ids,), trimmed = encode_prompts(tok, [(instruction, input)], [room])
-    if ids is None:
-        raise ValueError(f"the instruction is longer than the {room} tokens that fit: shorten it")
-    ids = ids.tolist()
-    response = complete(model, tok, ids, cfg, generator)
-    choices = cfg.choices or find_choices(instruction, response, known)
-    if choices:
-        encoded = [c.tolist() + [tok.eot] for c in tok.encode_batch(choices)]
-        chances = model.log_likelihoods([ids], encoded)[0][0].softmax(dim=0).tolist()
-        ranked = sorted(zip(chances, choices), reverse=True)
-        response += "\n(" + ", ".join(f"{c}: {p:.1%}" for p, c in ranked) + ")"
-    return response + "\n(the input is too long, and was cut at its end)" * trimmed
+def lacks_input(question, input):
+    """Whether a question about a sequence is asked without one"""
+    return question is not None and question.get("has_input", True) and not input
 
 
-def find_choices(instruction, response, known):
-    """-> of the lists of choices that are known, the longest of which each stands in the instruction;
-    else one that the response is from; else none"""
-    named = [c for c in known if c and all(word in instruction for word in c)]
-    meant = [c for c in known if response in c]
-    return max(named or meant or [[]], key=len)
+def encode_question(model, tok, instruction, input, choices):
+    """-> ids of the prompt; a note on its input, as "read 120 bases, kept the first 90" """
+    max_len = max_prompt_len(tok, choices, model.config.block_size)
+    (ids,), n_cut = encode_prompts(tok, [(instruction, input)], max_len)
+    n_lost = 0 if ids is None else len(alpaca_prompt(instruction, input)) - len(tok.decode(ids))
+    if ids is None or 0 < len(input) <= n_lost:
+        raise ValueError(f"the instruction does not fit into {max_len} tokens: shorten it")
+
+    # what was read, and what fits
+    is_dna = re.fullmatch(f"[{IUPAC}]+", input)
+    note = f"read {len(input):,} {'bases' if is_dna else 'characters'}"
+    if is_dna and (ambiguous := len(re.findall("[^ACGT]", input))):
+        note += f", {ambiguous:,} of them ambiguous"
+    if n_cut:
+        note += f", kept the first {len(input) - n_lost:,}"
+    return ids.tolist(), note if input else ""
 
 
-def read_message(text):
-    """What somebody typed or pasted -> (instruction, input). Lines of nothing but nucleotides, of
-    four letters and more, wrapped, numbered or in lower case, are the input, and so is a run of
-    twelve letters and more within a line; FASTA headers are left out."""
+def write(model, tok, ids, cfg, generator):
+    """Print what the model writes after `ids`, as it is written -> the text"""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")      # tokens may split one
+    text = ""
+    for token in model.generate(ids, cfg.max_new_tokens, cfg.temperature, cfg.top_k or None,
+                                tok.eot, generator):
+        if token != tok.eot:
+            new = decoder.decode(tok.decode_bytes([token]))
+            print(new, end="", flush=True)
+            text += new
+    print()
+    return text
+
+
+def probabilities(model, tok, ids, choices):
+    """-> "(promoter: 98.2%, Non-promoter: 1.8%)", as shares of the choices' total likelihood"""
+    encoded = [c.tolist() + [tok.eot] for c in tok.encode_batch(choices)]
+    p = model.log_likelihoods([ids], encoded)[0][0].softmax(dim=0).tolist()
+    ranked = sorted(zip(p, choices), reverse=True)
+    return "(" + ", ".join(f"{choice}: {x:.1%}" for x, choice in ranked) + ")"
+
+
+def answer(model, tok, instruction, input, cfg, generator, questions, show_prompt=False):
+    """Print the answer to an instruction, and the probabilities of cfg.choices, or else of its
+    question's, if the answer is one of them."""
+    question = find_question(instruction, questions)
+    if lacks_input(question, input):
+        raise ValueError("this question is about a sequence: give one as the input")
+
+    # inputs are cut as in tuning, which leaves room for the longest choice of all questions
+    known = [c for q in questions for c in q["choices"]]
+    ids, note = encode_question(model, tok, instruction, input, cfg.choices or known)
+    if note:
+        print(note)
+    if questions and not question:
+        print("the model was not tuned on this question: its answer is a guess")
+    if show_prompt:
+        print("###" + alpaca_prompt(instruction, input).partition("###")[2], end="")
+
+    choices = cfg.choices or (question["choices"] if question else ())
+    for _ in range(cfg.num_samples):
+        response = write(model, tok, ids, cfg, generator)
+        if cfg.choices or response in choices:
+            print(probabilities(model, tok, ids, choices))
+
+
+# ----------------------------------------------------------------------------------------------
+# Chat
+
+DNA_RUN = re.compile(r"\b[ACGTUN]{12,}\b", re.IGNORECASE)      # within a line of words
+LAST_LINE = re.compile(r"[\d\sACGTUN]+", re.IGNORECASE)        # of a sequence: may be short
+
+
+def is_dna(line):
+    return clean_input(line.lower(), "the sequence").isupper()      # words stay in lower case
+
+
+def parse_message(text, questions):
+    """What somebody typed or pasted -> (instruction, DNA), either of which may be empty
+
+    FASTA headers are skipped. A number asks one of the questions, and all else is its sequence.
+    Otherwise DNA is told from words line by line.
+    """
+    # a prompt as sample.py prints it
+    if "### Instruction:" in text:
+        text = text.split("### Instruction:")[1].split("### Response:")[0]
+        text = text.replace("### Input:", "")
+    lines = [line for line in text.splitlines() if line.strip()]
+    if sum(line.startswith(">") for line in lines) > 1:
+        raise ValueError("several FASTA records: give one sequence at a time")
+    lines = [line for line in lines if not line.startswith(">")]
+
+    # a number, and DNA on the same line or below
+    number = re.match(r"(\d+)[.:)]?(?!\S)", lines[0]) if lines and questions else None
+    rest = lines[0][number.end():] if number else ""
+    if number and (not rest.strip() or is_dna(rest)):
+        if not 1 <= int(number[1]) <= len(questions):
+            raise ValueError(f"questions have the numbers 1 to {len(questions)}")
+        instruction = questions[int(number[1]) - 1]["instruction"]
+        return instruction, clean_dna("\n".join([rest, *lines[1:]]), "the sequence")
+
+    # words and DNA
     words, dna = [], []
-    for line in text.splitlines():
-        if line.startswith(">"):
-            continue
-        if re.fullmatch(r"[\s\d]*[ACGTUNacgtun][\sACGTUNacgtun]{3,}[\s\d]*", line):
-            dna.append(re.sub(r"\d", "", line))
-            continue
-        dna += re.findall(r"\b[ACGTUNacgtun]{12,}\b", line)
-        words.append(re.sub(r"\s*\b[ACGTUNacgtun]{12,}\b", "", line).strip())
-    return " ".join(w for w in words if w), clean_dna("".join(dna), "input")
+    for line in lines:
+        if is_dna(line) or dna and LAST_LINE.fullmatch(line):
+            dna.append(line)
+        else:
+            dna += DNA_RUN.findall(line)
+            words += DNA_RUN.sub("", line).split()
+    return " ".join(words), clean_dna("\n".join(dna), "the sequence")
 
 
-def chat(model, tok, cfg, generator, known):
-    """Answer one instruction after the other; nothing is remembered from one to the next."""
-    print("Type an instruction, and a sequence on the lines below it if there is one; end with an "
-          "empty line. Ctrl-D ends the chat.")
+def read_message(questions):
+    """Read lines from the terminal until they are a whole message -> (instruction, DNA). A blank
+    line ends it, except between a question and its sequence and within a pasted prompt. EOFError
+    where there is nothing to read."""
+    text, prompt = "", "> "
     while True:
-        lines = []
         try:
-            while line := input("> " if not lines else "  "):
-                lines.append(line)
-        except (EOFError, KeyboardInterrupt):
-            print()
-            if not lines:
-                return
-        instruction, dna = read_message("\n".join(lines))
-        if instruction:
-            try:
-                print(answer(model, tok, instruction, dna, cfg, generator, known) + "\n")
-            except ValueError as e:
-                print(f"{e}\n")
-        elif dna:
-            print("What about this sequence? Begin with an instruction.\n")
+            line = input(prompt)
+        except EOFError:
+            if not text:
+                raise
+            return parse_message(text, questions)
+        if line.strip():
+            text, prompt = f"{text}{line}\n", "  "
+        elif text and ("### Instruction:" not in text or "### Response:" in text):
+            instruction, dna = parse_message(text, questions)
+            if not lacks_input(find_question(instruction, questions), dna):
+                return instruction, dna
+            prompt = "  its sequence: "
 
+
+def chat(model, tok, cfg, generator, questions):
+    """Answer one message after the other; nothing is remembered from one to the next."""
+    with suppress(ImportError):     # not on Windows
+        import readline             # edits lines, and lets them be longer than 4,095 characters
+    for number, q in enumerate(questions, start=1):
+        print(f"{number:4}  {q['task']}: {', '.join(q['choices'])}")
+    if not questions:
+        print("This model was not tuned on questions with choices.")
+    print("Type a question's number or an instruction in words, and a DNA sequence below it.\n"
+          "An empty line ends a message. Ctrl-C drops it or stops an answer, Ctrl-D ends the chat.\n")
+    stopping = False                # Ctrl-C at the prompt: a second one ends the chat
+    while True:
+        instruction = None
+        try:
+            instruction, dna = read_message(questions)
+            stopping = False
+            if not instruction:
+                raise ValueError("a sequence without a question: begin with the question")
+            answer(model, tok, instruction, dna, cfg, generator, questions)
+        except ValueError as e:
+            print(e)
+        except EOFError:
+            return print()
+        except KeyboardInterrupt:
+            if stopping:
+                return print()
+            stopping = instruction is None
+            print("\nCtrl-C again or Ctrl-D ends the chat" if stopping else "")
+        print()
+
+
+# ----------------------------------------------------------------------------------------------
+# Scores
 
 @torch.inference_mode()
-def bits_per_base(model, tok, sequences):
-    """The model's own surprise at each DNA sequence, read as a document: low where it resembles what
-    the model was trained on. sequences: list of str -> list of bits per base"""
-    T, results = model.config.block_size, []
-    for ids, sequence in zip(tok.encode_batch(sequences), sequences):
-        ids = torch.tensor([tok.eot] + ids.tolist(), device=model.device)
-        nats = 0.0
-        # Windows that overlap by half: each token is counted once, with half a context or more.
-        for start in range(0, max(1, len(ids) - 1 - T // 2), T // 2):
-            part = ids[start:start + T + 1]
-            targets = part[1:].clone()
-            if start:
-                targets[:T - T // 2] = -1
-            count = (targets != -1).sum().item()
-            nats += model(part[None, :-1], targets[None])[1].item() * count
-        results.append(nats / math.log(2) / len(sequence))
-    return results
+def total_bits(model, tok, sequence):
+    """-> the bits that the model needs for a sequence, read as a document: few if the sequence
+    resembles what the model was trained on"""
+    T = model.config.block_size
+    ids = torch.tensor([tok.eot] + tok.encode(sequence), device=model.device)
+    nats = []
+    # windows overlap by half: each token counts once, with at least half a context before it
+    for start in range(0, max(1, len(ids) - 1 - T // 2), T // 2):
+        window = ids[start:start + T + 1]
+        logits, _ = model(window[None, :-1])
+        loss = F.cross_entropy(logits[0].float(), window[1:], reduction="none")
+        nats += loss[T - T // 2 if start else 0:].tolist()
+    return math.fsum(nats) / math.log(2)
 
 
 def score_file(model, tok, path):
-    """Print the bits per base of each record of a FASTA file; its stretches between N's are read
-    apart from each other."""
-    records = {}
+    """Print bits and bits per base of each record of a FASTA file, in its order. The stretches
+    between ambiguous letters are scored separately."""
+    records = []        # (name, stretches); all are read first, so that errors precede output
     for name, stretch in read_fasta(path):
-        records.setdefault(name, []).append(stretch)
-    print("bits_per_base\tbases\trecord")
-    for name, stretches in records.items():
-        bases = sum(map(len, stretches))
-        bits = sum(b * len(s) for b, s in zip(bits_per_base(model, tok, stretches), stretches))
-        print(f"{bits / bases:.4f}\t{bases}\t{name}", flush=True)
+        if not stretch:             # a new record
+            records.append((" ".join(name.split()), []))
+        else:
+            records[-1][1].append(stretch)
 
+    print("bits_per_base", "bits", "bases", "record", "note", sep="\t")
+    for name, stretches in records:
+        bases = sum(map(len, stretches))
+        bits = math.fsum(total_bits(model, tok, s) for s in stretches) if bases else math.nan
+        note = "" if bases else "nothing to score: no 8 bases in a row"
+        print(f"{bits / max(bases, 1):.6f}\t{bits:.6f}\t{bases}\t{name}\t{note}", flush=True)
+
+
+# ----------------------------------------------------------------------------------------------
 
 def main(argv):
+    # the model, and the questions that it was tuned on
     cfg = config.from_command_line(SampleConfig, "sample", argv)
+    if cfg.input and not cfg.instruction:
+        raise ValueError("--input needs an --instruction that says what to do with it")
     device = find_device(cfg.device)
-    path = os.path.join(cfg.out_dir, "best.pt")
-    model, state = load_checkpoint(path, device)
-    tok = Tokenizer.load(os.path.join(cfg.out_dir, "tokenizer.json"), state["tokenizer_sha256"])
+    model, state = load_checkpoint(os.path.join(cfg.out_dir, "best.pt"), device)
     model.eval()
-    known = state.get("choices", [])
+    tok = Tokenizer.load(os.path.join(cfg.out_dir, "tokenizer.json"), state["tokenizer_sha256"])
+    questions = [{"task": task} | q for task, q in state.get("questions", {}).items()]
     generator = torch.Generator(device).manual_seed(cfg.seed)
 
+    # one of its four uses
     if cfg.score:
+        if "questions" in state:
+            print("warning: this model was tuned to answer: for bits per base give the out_dir of "
+                  "the pretrained one", file=sys.stderr)
         score_file(model, tok, cfg.score)
     elif cfg.chat:
-        chat(model, tok, cfg, generator, known)
+        chat(model, tok, cfg, generator, questions)
     elif cfg.prompt:
         for _ in range(cfg.num_samples):
-            print(cfg.prompt + complete(model, tok, tok.encode(cfg.prompt), cfg, generator) + "\n")
+            print(cfg.prompt, end="")
+            write(model, tok, tok.encode(cfg.prompt), cfg, generator)
+            print()
     else:
-        if cfg.input and not cfg.instruction:
-            raise ValueError("--input needs an --instruction that says what to do with it")
         instruction, input = (cfg.instruction, cfg.input) if cfg.instruction else EXAMPLE
-        text = alpaca_prompt(instruction, input)
-        print(text[text.index("### Instruction"):], end="")
-        for _ in range(cfg.num_samples):
-            print(answer(model, tok, instruction, input, cfg, generator, known))
+        input = clean_input(input, "input")
+        answer(model, tok, instruction, input, cfg, generator, questions, show_prompt=True)
         if not cfg.instruction:
             print("\nnext: python sample.py --chat")
 

@@ -2,6 +2,7 @@
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -11,36 +12,63 @@ import torch
 import sample
 from bpe import Tokenizer
 from model import GPT, GPTConfig, load_checkpoint
-from sample import bits_per_base, find_choices, read_message
+from sample import find_question, parse_message, total_bits
 
 ROOT = os.path.dirname(os.path.abspath(sample.__file__))
+BASES = "ACGTTGCAAC" * 6
+QUESTIONS = [
+    {"task": "bases", "instruction": "Is it DNA?", "choices": ["yes", "no"]},
+    {"task": "tail", "instruction": "One of: yes, no, perhaps.", "choices": ["yes", "no", "perhaps"]},
+    {"task": "sums", "instruction": "What is 1 + 1?", "choices": ["two", "three"], "has_input": False},
+]
 
 
 @pytest.mark.parametrize("text,expected", [
     ("Is this a promoter?\nACGTACGTAC\nGGTT", ("Is this a promoter?", "ACGTACGTACGGTT")),
     ("Is this a promoter?\n>chr1 a header\nacgtacgtac\n  ggnn\n", ("Is this a promoter?", "ACGTACGTACGGNN")),
+    ("Is this a promoter?\n\nACGTACGTACGTACGTACGTR\n", ("Is this a promoter?", "ACGTACGTACGTACGTACGTR")),
     ("What is\na gene?", ("What is a gene?", "")),
     ("ACGTACGT", ("", "ACGTACGT")),
     ("Is acgtacgtacgtaa a promoter?", ("Is a promoter?", "ACGTACGTACGTAA")),
     ("Say it.\n   1 acgtacgtac gtacgtacgt\n  21 ggggg\n", ("Say it.", "ACGTACGTACGTACGTACGTGGGGG")),
-    ("Say it.\r\nACGU\r\n", ("Say it.", "ACGT")),
+    ("Say it.\r\nACGUACGU\r\n", ("Say it.", "ACGTACGT")),
     ("The cat\nMKLVAW", ("The cat MKLVAW", "")),
+    ("2\nacgtac", ("One of: yes, no, perhaps.", "ACGTAC")),
+    ("2. ACGTACGT\nRYN", ("One of: yes, no, perhaps.", "ACGTACGTRYN")),
+    ("2\n>name\n        1 acgtacgtac gtacgtacgt\n       21 ac\n",
+     ("One of: yes, no, perhaps.", "ACGTACGTACGTACGTACGTAC")),
+    ("2 genes are here", ("2 genes are here", "")),
+    ("read 9 bases\n### Instruction:\nIs it DNA?\n\n### Input:\nACGTACGTA\n\n### Response:\nyes\n",
+     ("Is it DNA?", "ACGTACGTA")),
+    (">only a header", ("", "")),
     ("", ("", "")),
 ])
-def test_read_message(text, expected):
-    assert read_message(text) == expected
+def test_parse_message(text, expected):
+    assert parse_message(text, QUESTIONS) == expected
 
 
-def test_find_choices():
-    known = [["Non-promoter", "promoter"], ["yes", "no"], ["yes", "no", "perhaps"]]
-    assert find_choices("One of: Non-promoter, promoter.", "?", known) == known[0]
-    assert find_choices("One of: yes, no, perhaps.", "promoter", known) == known[2]
-    assert find_choices("Is it one?", "promoter", known) == known[0]
-    assert find_choices("Is it one?", "what", known) == find_choices("Is it?", "x", []) == []
+@pytest.mark.parametrize("text,message", [
+    ("2\nMKLVAW", "is no nucleotide"),
+    ("Say it.\nACGTAC--GTACGTAC", "remove the gaps"),
+    ("4\nACGTACGT", "questions have the numbers 1 to 3"),
+    ("0", "questions have the numbers 1 to 3"),
+    (">a\nACGTACGT\n>b\nACGTACGT", "one sequence at a time"),
+])
+def test_what_is_not_one_sequence_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_message(text, QUESTIONS)
+
+
+def test_find_question():
+    assert find_question("Is it DNA?", QUESTIONS) is QUESTIONS[0]       # the same words
+    assert find_question("Is this a gene? yes or no", QUESTIONS) is QUESTIONS[0]
+    assert find_question("yes, no or perhaps", QUESTIONS) is QUESTIONS[1]    # the most choices
+    assert find_question("Have you eyes? Do you know?", QUESTIONS) is None   # whole words only
+    assert find_question("Is it?", QUESTIONS) is find_question("yes, no", []) is None
 
 
 @pytest.mark.parametrize("bases", [8, 9, 40, 400])
-def test_bits_per_base(bases):
+def test_total_bits(bases):
     """Over windows that overlap, every token once; of a model that only knows its bigrams, so that
     the context does not matter, the same as in one piece."""
     tok = Tokenizer.train(["ACGTTGCA" * 9], 257)
@@ -53,60 +81,212 @@ def test_bits_per_base(bases):
     ids = [tok.eot] + tok.encode(sequence)
     nats = sum(-model(torch.tensor([[a]]))[0][0, 0].log_softmax(-1)[b].item()
                for a, b in zip(ids, ids[1:]))
-    assert bits_per_base(model, tok, [sequence])[0] == pytest.approx(
-        nats / math.log(2) / bases, rel=1e-4)
+    assert total_bits(model, tok, sequence) == pytest.approx(nats / math.log(2), rel=1e-6)
 
 
-def ask(*args, text=None):
+def tuned(toy, folder, questions):
+    """A copy of the toy model that says it was tuned on `questions` -> its --out_dir"""
+    state = torch.load(f"{toy}/out/best.pt", weights_only=True)
+    state["questions"] = {q["task"]: {k: v for k, v in q.items() if k != "task"} for q in questions}
+    torch.save(state, folder / "best.pt")
+    shutil.copy(f"{toy}/out/tokenizer.json", folder)
+    return f"--out_dir={folder}"
+
+
+def command(*args, text=None):
     return subprocess.run([sys.executable, f"{ROOT}/sample.py", "--device=cpu", *args], input=text,
                           capture_output=True, text=True)
 
 
-def test_score(toy, tmp_path, capsys):
-    fasta = tmp_path / "x.fa"
-    fasta.write_text(">one\nACGTACGTACGTTTTT\nNNNNNNNNNN\nGGGGGGGGGG\n>two\n" + "ACGT" * 500 + "\n")
-    sample.main([f"--out_dir={toy}/out", f"--score={fasta}", "--device=cpu"])
-    head, one, two = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
-    assert head == ["bits_per_base", "bases", "record"]
-    assert one[1:] == ["26", "one"] and two[1:] == ["2000", "two"]
-    model, _ = load_checkpoint(f"{toy}/out/best.pt")
-    tok = Tokenizer.load(f"{toy}/out/tokenizer.json")
-    a, b = bits_per_base(model.eval(), tok, ["ACGTACGTACGTTTTT", "GGGGGGGGGG"])
-    assert float(one[0]) == pytest.approx((16 * a + 10 * b) / 26, abs=1e-4)
+def run(capsys, *args):
+    sample.main([*args, "--device=cpu"])
+    return capsys.readouterr().out
 
 
-def test_answers_and_completes(toy, capsys):
-    sample.main([f"--out_dir={toy}/out", "--prompt=The ", "--max_new_tokens=5", "--num_samples=2"])
-    assert capsys.readouterr().out.count("The ") == 2
-    sample.main([f"--out_dir={toy}/out", "--instruction=Speak.", "--max_new_tokens=5"])
-    assert capsys.readouterr().out.startswith("### Instruction:\nSpeak.\n\n### Response:\n")
-    sample.main([f"--out_dir={toy}/out", "--instruction=Speak.", "--choices=yes,no", "--max_new_tokens=5"])
-    chances = re.search(r"\((yes|no): ([\d.]+)%, (yes|no): ([\d.]+)%\)", capsys.readouterr().out)
+# -- one answer
+
+def test_completes(toy, capsys):
+    out = run(capsys, f"--out_dir={toy}/out", "--prompt=The ", "--max_new_tokens=5", "--num_samples=2")
+    first, second = out.split("\n\n")[:2]
+    assert first.startswith("The ") and first == second         # greedy
+    out = run(capsys, f"--out_dir={toy}/out", "--prompt=The ", "--temperature=1", "--num_samples=2")
+    first, second = out.split("The ")[1:]
+    assert first != second
+
+
+def test_streams_whole_characters(capsys):
+    """A character of three bytes in three tokens is printed once, when it is whole."""
+    tok = Tokenizer.train([], 257)
+    ids = tok.encode("a€b\u00e9")
+
+    class Model:
+        def generate(self, prompt, *args):
+            for token in [*ids, tok.eot]:
+                yield token
+                printed.append(capsys.readouterr().out)
+
+    printed = []
+    assert sample.write(Model(), tok, [1], sample.SampleConfig(), None) == "a€b\u00e9"
+    assert printed == ["a", "", "", "€", "b", "", "\u00e9", ""]
+
+
+def test_answers(toy, capsys):
+    out = run(capsys, f"--out_dir={toy}/out", "--instruction=Speak.", "--max_new_tokens=5")
+    assert out.startswith("### Instruction:\nSpeak.\n\n### Response:\n") and "guess" not in out
+    out = run(capsys, f"--out_dir={toy}/out", "--instruction=Speak.", "--choices=yes,no",
+              "--max_new_tokens=5")
+    chances = re.search(r"\n\((yes|no): ([\d.]+)%, (yes|no): ([\d.]+)%\)\n$", out)
     assert {chances[1], chances[3]} == {"yes", "no"} and float(chances[2]) >= float(chances[4])
     assert float(chances[2]) + float(chances[4]) == pytest.approx(100, abs=0.11)
-    with pytest.raises(ValueError, match="tokens long, of 256 in all: shorten it"):
-        sample.main([f"--out_dir={toy}/out", "--instruction=Speak.", "--choices=" + "long " * 400])
-    with pytest.raises(ValueError, match="--input needs an --instruction"):
-        sample.main([f"--out_dir={toy}/out", "--input=ACGT"])
 
 
-def test_chat(toy):
-    answer = ask(f"--out_dir={toy}/out", "--chat", "--max_new_tokens=3",
-                 text="What is this?\n" + "acgt" * 300 + "\n\n\nACGTACGTAC\n\n" + "word " * 900 + "\n\n")
-    assert answer.returncode == 0 and answer.stderr == ""
-    assert "Begin with an instruction" in answer.stdout
-    assert "the instruction is longer than the 224 tokens that fit" in answer.stdout
-    assert "was cut at its end" in answer.stdout
+@pytest.mark.parametrize("given,kept", [
+    ("acgttgcaac" * 6, BASES), (" 1 ACGUUGCAAC\n 11 " + BASES[10:], BASES),
+    ("Magna Carta", "Magna Carta"), ("see acgttgcaac", "see acgttgcaac")])
+def test_dna_is_cleaned_and_prose_is_not(toy, capsys, given, kept):
+    out = run(capsys, f"--out_dir={toy}/out", "--instruction=Speak.", f"--input={given}",
+              "--max_new_tokens=1")
+    unit = "bases" if kept == BASES else "characters"
+    assert out.startswith(f"read {len(kept)} {unit}\n### Instruction:\nSpeak.\n\n"
+                          f"### Input:\n{kept}\n\n### Response:\n")
 
 
-def test_one_clear_line(toy, tmp_path):
-    for args, message in [([f"--out_dir={tmp_path}/none"], "none/best.pt: no such checkpoint"),
-                          ([f"--out_dir={toy}/out", f"--score={tmp_path}/no.fa"], "no.fa: No such file"),
-                          ([f"--out_dir={toy}/out", "--temprature=1"], "did you mean temperature?")]:
-        answer = ask(*args)
-        assert answer.returncode == 1 and answer.stdout == ""
-        assert answer.stderr.startswith("error: ") and answer.stderr.count("\n") == 1
-        assert message in answer.stderr
+def test_long_inputs_are_cut_at_their_end(toy, capsys):
+    out_dir = f"--out_dir={toy}/out"
+    out = run(capsys, out_dir, "--instruction=Speak.", "--input=" + "RACGTTGCAAC" * 200,
+              "--choices=yes,no", "--max_new_tokens=3")
+    kept = int(re.match("read 2,200 bases, 200 of them ambiguous, kept the first ([0-9]+)\n", out)[1])
+    # all that fits, and the answer does not depend on what does not
+    tok = Tokenizer.load(f"{toy}/out/tokenizer.json")
+    max_len = sample.max_prompt_len(tok, ["yes", "no"], 256)
+    prompt = sample.alpaca_prompt("Speak.", ("RACGTTGCAAC" * 200)[:kept])
+    assert abs(len(tok.encode(prompt)) - max_len) <= 3
+    changed = run(capsys, out_dir, "--instruction=Speak.", "--choices=yes,no", "--max_new_tokens=3",
+                  "--input=" + ("RACGTTGCAAC" * 200)[:kept + 20] + "G" * 900)
+    assert changed.split("### Response:")[1] == out.split("### Response:")[1]
+    with pytest.raises(ValueError, match="the instruction does not fit into 2[0-9]+ tokens"):
+        run(capsys, out_dir, "--instruction=" + "Speak. " * 400, "--input=ACGTACGT")
+    with pytest.raises(ValueError, match="tokens long, of block_size=256: shorten it"):
+        run(capsys, out_dir, "--instruction=Speak.", "--choices=" + "long " * 400)
+
+
+def test_probabilities_are_of_the_answers_own_labels(toy, tmp_path, capsys):
+    """What the model answers to this prompt is made one of the choices, so that they are shown."""
+    ask = ["--instruction=Which?", f"--input={BASES}", "--max_new_tokens=3"]
+    response = run(capsys, f"--out_dir={toy}/out", *ask).split("### Response:\n")[1].removesuffix("\n")
+    question = {"task": "which", "instruction": "Which?", "choices": [response, "no"]}
+    out = run(capsys, tuned(toy, tmp_path, [*QUESTIONS, question]), *ask)
+    assert out.count("%") == 2 and "guess" not in out
+    chances = out.split(f"### Response:\n{response}\n")[1]
+    assert f"{response}: " in chances and "no: " in chances and "yes: " not in chances
+    # an answer that is none of the choices has no probabilities
+    out = run(capsys, tuned(toy, tmp_path, [question | {"choices": ["aye", "no"]}]), *ask)
+    assert out.endswith(f"### Response:\n{response}\n")
+    # nor has a question that the model was not tuned on, unless they are asked for
+    out_dir = tuned(toy, tmp_path, QUESTIONS)
+    out = run(capsys, out_dir, *ask)
+    assert "not tuned on this question" in out and out.endswith(f"### Response:\n{response}\n")
+    assert "%, " in run(capsys, out_dir, *ask, "--choices=aye,no")
+
+
+# -- scores
+
+def test_score(toy, tmp_path, capsys):
+    fasta = tmp_path / "x.fa"
+    fasta.write_text(">one\nACGTACGTACGTTTTT\nNNNNNNNNNN\nGGGGGGGGGG\n>two\n" + "acgu" * 500 +
+                     "\n>short\nACGT\n>one\nACGTACGTACGTTTTT\n>none\n>unknown\n" + "N" * 50 + "\n")
+    head, *rows = [line.split("\t") for line in
+                   run(capsys, f"--out_dir={toy}/out", f"--score={fasta}").splitlines()]
+    assert head == ["bits_per_base", "bits", "bases", "record", "note"]
+    assert [row[2:4] for row in rows] == [["26", "one"], ["2000", "two"], ["0", "short"],
+                                          ["16", "one"], ["0", "none"], ["0", "unknown"]]
+    for row in rows:
+        assert (row[:2] == ["nan", "nan"]) == (row[2] == "0") == ("nothing to score" in row[4])
+
+    model, _ = load_checkpoint(f"{toy}/out/best.pt")
+    tok = Tokenizer.load(f"{toy}/out/tokenizer.json")
+    a, b = (total_bits(model.eval(), tok, s) for s in ("ACGTACGTACGTTTTT", "GGGGGGGGGG"))
+    assert float(rows[0][1]) == pytest.approx(a + b, abs=1e-5)
+    assert float(rows[0][0]) == pytest.approx((a + b) / 26, abs=1e-6)
+    assert rows[3][1] == f"{a:.6f}"
+
+
+def test_a_tuned_model_scores_with_a_warning(toy, tmp_path):
+    (tmp_path / "x.fa").write_text(">one\nACGTACGTACGT\n")
+    done = command(tuned(toy, tmp_path, QUESTIONS), f"--score={tmp_path}/x.fa")
+    assert done.returncode == 0 and done.stdout.count("\n") == 2
+    assert done.stderr.startswith("warning: ") and done.stderr.count("\n") == 1
+    assert "pretrained" in done.stderr
+    assert command(f"--out_dir={toy}/out", f"--score={tmp_path}/x.fa").stderr == ""
+
+
+# -- chat
+
+GUESS = "the model was not tuned on this question: its answer is a guess\n"
+
+
+@pytest.fixture(scope="module")
+def chat_model(toy, tmp_path_factory):
+    return tuned(toy, tmp_path_factory.mktemp("tuned"), QUESTIONS)
+
+
+@pytest.mark.parametrize("typed,reads,guesses", [
+    (f"2\n{BASES}\n\n", ["60 bases"], 0),                           # a question by its number
+    (f"2\n\n\n{BASES}\n\n", ["60 bases"], 0),                       # blank lines before the sequence
+    (f"2 {BASES}\n\n", ["60 bases"], 0),
+    (f"Is it DNA?\n\n{BASES[:30]}\n{BASES[30:]}\n", ["60 bases"], 0),   # the input ends: so does it
+    (f"2\n>a header\n{BASES}RNN\n\n", ["63 bases, 3 of them ambiguous"], 0),
+    (f"2\n{BASES}\n\n1\n{BASES[:9]}\n\n", ["60 bases", "9 bases"], 0),
+    (f"2\n{BASES * 99}\n\n", [r"5,940 bases, kept the first \d+"], 0),
+    (f"read 60 bases\n### Instruction:\nIs it DNA?\n\n### Input:\n{BASES}\n\n### Response:\nyes\n"
+     "(yes: 99.0%, no: 1.0%)\n\n", ["60 bases"], 0),                # what sample.py printed
+    ("What is 1 + 1?\n\n", [], 0),                                  # a question without a sequence
+    ("hello\n\n", [], 1),
+    (f"What is this?\n{BASES}\n\n", ["60 bases"], 1),
+])
+def test_chat(toy, chat_model, capsys, monkeypatch, typed, reads, guesses):
+    lines = iter(typed.splitlines())
+
+    def type_line(prompt):
+        for line in lines:
+            return line
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", type_line)
+    out = run(capsys, chat_model, "--chat", "--max_new_tokens=2")
+    assert "   2  tail: yes, no, perhaps\n" in out
+    found = re.findall("^read (.*)$", out, re.MULTILINE)
+    assert len(found) == len(reads) and all(map(re.fullmatch, reads, found))
+    assert out.count(GUESS) == guesses and "%" not in out
+
+
+def test_chat_says_what_is_wrong_and_goes_on(chat_model):
+    done = command(chat_model, "--chat", "--max_new_tokens=2", text=(
+        f"2\nMKLVAW\n\n{BASES}\n\n9\n\n" + "word " * 900 + f"\n\n2\n{BASES}\n\n2\n\n"))
+    assert done.returncode == 0 and done.stderr == ""
+    for line in ("is no nucleotide", "begin with the question", "the numbers 1 to 3",
+                 "the instruction does not fit into", "read 60 bases", "give one as the input"):
+        assert done.stdout.count(line) == 1, line
+
+
+
+# -- what is refused
+
+def test_one_clear_line(toy, chat_model, tmp_path):
+    (tmp_path / "x.fa").write_text(">good\nACGTACGTACGT\n>protein\nMKLVAW\n")
+    out_dir = f"--out_dir={toy}/out"
+    for args, message in [
+            ([f"--out_dir={tmp_path}/none"], "none/best.pt: no such checkpoint"),
+            ([out_dir, f"--score={tmp_path}/no.fa"], "no.fa: No such file"),
+            ([out_dir, f"--score={tmp_path}/x.fa"], "x.fa: line 4: "),
+            ([out_dir, "--temprature=1"], "did you mean temperature?"),
+            ([out_dir, "--input=ACGT"], "--input needs an --instruction"),
+            ([out_dir, "--instruction=Speak.", "--input=ACGT--ACGT"], "remove the gaps"),
+            ([chat_model, "--instruction=Is it DNA?"], "this question is about a sequence")]:
+        done = command(*args)
+        assert done.returncode == 1 and done.stdout == ""
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+        assert message in done.stderr
 
 
 def test_a_tokenizer_from_elsewhere_is_refused(toy, tmp_path):
