@@ -1,59 +1,38 @@
-"""The tokenizer: against a naive one, against the `tokenizers` library, and against its promises."""
+"""The tokenizer: against plain BPE, against the `tokenizers` library, and against its promises."""
+import copy
 import doctest
 import json
 import os
 import random
-import re
-from collections import Counter
 from functools import cache
 
 import pytest
 
 import bpe
 from bench import vs_tokenizers
-from bpe import BYTE_NAME, GPT2_PATTERN, SPLITS, Tokenizer
-from lessons import tokens as lesson
+from bpe import BYTE_NAME, GPT2_PATTERN, SPLITS, Tokenizer, byte_ids, plain_encode, plain_train
 from prepare import alpaca_prompt
 
 PAPER = os.path.join(os.path.dirname(__file__), "../../shared/data/paper/dna_eng_bpe_dict.json")
 
 
-def replace_pair(ids, pair, new):
-    """ids=[1, 2, 3, 1, 2], pair=(1, 2), new=4 -> [4, 3, 4]"""
-    out, i = [], 0
-    while i < len(ids):
-        hit = tuple(ids[i:i + 2]) == pair
-        out.append(new if hit else ids[i])
-        i += 2 if hit else 1
-    return out
+def test_examples_in_the_docstrings():
+    failed, tried = doctest.testmod(bpe)
+    assert tried >= 4 and failed == 0
 
 
-def naive_merges(docs, vocab_size, split):
-    """BPE as in the textbook: count all pairs, merge the commonest, again."""
+# -- fast against plain
+
+def plain_merges(docs, vocab_size, split):
+    """-> the merges of plain BPE as a Tokenizer lists them"""
     blank = Tokenizer.train([], 257, split)
-    pieces = [[int(blank.byte_id[b]) for b in p.encode()] for d in docs for p in blank.cut(d)]
-    merges = []
-    for new in range(257, vocab_size):
-        counts = Counter(pair for ids in pieces for pair in zip(ids, ids[1:]))
-        if not counts:
-            break
-        pair = min(counts, key=lambda p: (-counts[p], p))
-        merges.append((*pair, new))
-        pieces = [replace_pair(ids, pair, new) for ids in pieces]
-    return merges
+    pieces = [byte_ids(piece) for doc in docs for piece in blank.split_text(doc)]
+    return [(*pair, new) for pair, new in plain_train(pieces, vocab_size).items()]
 
 
-def naive_encode(tok, text):
-    """Of all merges that apply the earliest, again and again, piece by piece."""
-    rank = {(left, right): (i, new) for i, (left, right, new) in enumerate(tok.merges)}
-    out = []
-    for piece in tok.cut(text):
-        ids = [int(tok.byte_id[b]) for b in piece.encode()]
-        while found := [(*rank[p], p) for p in zip(ids, ids[1:]) if p in rank]:
-            _, new, pair = min(found)
-            ids = replace_pair(ids, pair, new)
-        out += ids
-    return out
+def plain_ids(tok, text):
+    merges = {(left, right): new for left, right, new in tok.merges}
+    return [i for piece in tok.split_text(text) for i in plain_encode(byte_ids(piece), merges)]
 
 
 def corpora():
@@ -71,23 +50,20 @@ CORPORA = dict(corpora())
 
 
 @cache
-def by_hand(name, split):
-    """-> (merges, [(text, ids), ...]) of the naive trainer and encoder"""
+def plainly(name, split):
+    """-> (merges, [(text, ids), ...]) of plain BPE"""
     docs = CORPORA[name]
     tok = Tokenizer.train(docs, 340, split)
-    return naive_merges(docs, 340, split), [(text, naive_encode(tok, text))
+    return plain_merges(docs, 340, split), [(text, plain_ids(tok, text))
                                             for text in ["".join(docs)[::-1], *docs]]
 
 
-# Pairs are found by scanning as long as they are common, and by lists from there on; both in blocks.
-@pytest.mark.parametrize("scan_share,block", [(bpe.SCAN_SHARE, bpe.BLOCK), (1, 50), (20, 7),
-                                              (10 ** 9, 64)])
+@pytest.mark.parametrize("block", [bpe.BLOCK, 64, 7])
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("name", CORPORA)
-def test_equals_naive(name, split, scan_share, block, monkeypatch):
-    monkeypatch.setattr(bpe, "SCAN_SHARE", scan_share)
+def test_equals_plain(name, split, block, monkeypatch):
     monkeypatch.setattr(bpe, "BLOCK", block)
-    merges, encoded = by_hand(name, split)
+    merges, encoded = plainly(name, split)
     tok = Tokenizer.train(CORPORA[name], 340, split)
     assert tok.merges == merges
     assert [ids.tolist() for ids in tok.encode_batch([text for text, _ in encoded])] == \
@@ -97,38 +73,58 @@ def test_equals_naive(name, split, scan_share, block, monkeypatch):
 def test_long_run_of_one_letter():
     docs = ["A" * 10_000]
     tok = Tokenizer.train(docs, 270)
-    assert tok.merges == naive_merges(docs, 270, "mixed")
-    assert tok.encode(docs[0]) == naive_encode(tok, docs[0])
+    assert tok.merges == plain_merges(docs, 270, "mixed")
+    assert tok.encode(docs[0]) == plain_ids(tok, docs[0])
 
 
-def test_many_floors():
-    """A corpus whose pairs are found in several readings, with ever lower floors."""
+def test_pairs_are_read_again(monkeypatch):
+    """A corpus whose pairs are found in several readings, with ever lower floors"""
+    readings, read = [], bpe.Pairs.read
+    monkeypatch.setattr(bpe.Pairs, "read", lambda pairs: (read(pairs), readings.append(pairs.floor)))
     rng = random.Random(2)
     docs = ["".join(rng.choices("ACGT", [8, 4, 2, 1], k=3000))]
-    assert Tokenizer.train(docs, 600).merges == naive_merges(docs, 600, "mixed")
+    assert Tokenizer.train(docs, 600).merges == plain_merges(docs, 600, "mixed")
+    assert len(readings) > 2 and readings == sorted(readings, reverse=True) and readings[0] > 50
 
 
 def test_neighbours_that_want_the_same_token():
-    """Within a generation the lower rank wins, however long the chain of those that wait."""
+    """Within a level the lower rank wins, however long the chain of those that wait."""
     docs = ["ab"] * 9 + ["bc"] * 8 + ["cd"] * 7 + ["de"] * 6 + ["ee"] * 5 + ["ef"] * 4
     tok = Tokenizer.train(docs, 263)
-    assert tok.n_generations == 1 and len(tok.merges) == 6
+    assert tok.encoder.n_levels == 1 and len(tok.merges) == 6
     for text in ("abcdef", "bcdeeef", "eeeef", "deeee", "abcdeeeeefedcba", "e" * 101 + "f"):
-        assert tok.encode(text) == naive_encode(tok, text)
+        assert tok.encode(text) == plain_ids(tok, text)
 
 
-def test_generations_need_nothing_of_their_own(tok):
-    made = {new: int(tok.generation[rank]) for rank, (_, _, new) in enumerate(tok.merges)}
+def test_levels_need_nothing_of_their_own(tok):
+    made = {new: int(tok.encoder.level_of[rank]) for rank, (_, _, new) in enumerate(tok.merges)}
     for rank, (left, right, _) in enumerate(tok.merges):
-        assert max(made.get(left, -1), made.get(right, -1)) < tok.generation[rank]
-    assert 1 < tok.n_generations < len(tok.merges) / 3
+        assert max(made.get(left, -1), made.get(right, -1)) < tok.encoder.level_of[rank]
+    assert 1 < tok.encoder.n_levels < len(tok.merges) / 3
+
+
+def test_table_of_ranks():
+    """Every pair is found, those whose slot another one took too, and no other"""
+    import numpy as np
+    codes = np.random.default_rng(0).permutation(3_000_000)[:20_000]
+    table = bpe.PairRanks(codes[:10_000])
+    assert len(table.rest) > 100
+    assert table.find(codes).tolist() == [*range(10_000), *[10_000] * 10_000]
+    assert bpe.PairRanks(codes[:0]).find(codes[:3]).tolist() == [0, 0, 0]
 
 
 def test_a_long_run_is_cut_nowhere(tok, monkeypatch):
     run = "".join(random.Random(3).choices("ACGT", k=5000))
     monkeypatch.setattr(bpe, "BLOCK", 512)
-    assert tok.encode(run) == naive_encode(tok, run)
+    assert tok.encode(run) == plain_ids(tok, run)
 
+
+def test_too_large(monkeypatch):
+    with pytest.raises(ValueError, match="bytes are too many for a vocabulary of 3000000000"):
+        list(bpe.learn_merges({b"ab": 1}, 3_000_000_000))
+
+
+# -- promises
 
 def prose_and_dna():
     rng = random.Random(1)
@@ -150,26 +146,37 @@ ODD = ["", " ", "\n\n  \t", "".join(map(chr, range(256))), "naïve – “quotes
 @pytest.mark.parametrize("split", SPLITS)
 def test_round_trip(split):
     tok = Tokenizer.train(prose_and_dna(), 400, split)
+    assert tok.unknown == b""
     for text in ODD + prose_and_dna():
         assert tok.decode_bytes(tok.encode(text)) == text.encode("utf-8", "surrogatepass")
-    assert sorted(tok.decode_bytes([tok.byte_id[b]])[0] for b in range(256)) == list(range(256))
+    every_byte = [tok.vocab[name] for name in BYTE_NAME]
+    assert tok.decode_bytes(every_byte) == bytes(range(256))
+
+
+@pytest.mark.parametrize("pattern", [r"\p{N}{1,3}", r"(\p{L})\p{L}*", r"x*", "", r"(?=(e))", r" ?\S"])
+def test_round_trip_with_any_pattern(tok, pattern):
+    """A pattern that leaves characters out, has groups or matches nothing loses nothing."""
+    foreign = Tokenizer(tok.vocab, tok.merges, pattern)
+    for text in ODD + ["The cell divides.", "12345 genes and 6 more"]:
+        assert "".join(foreign.split_text(text)) == text
+        assert foreign.decode_bytes(foreign.encode(text)) == bpe.to_bytes(text)
 
 
 def test_batch_is_one_by_one(tok):
     texts = ODD + prose_and_dna()
     assert [ids.tolist() for ids in tok.encode_batch(texts)] == [tok.encode(t) for t in texts]
-    assert tok.encode_batch([]) == []
+    assert tok.encode_batch([]) == [] and [ids.tolist() for ids in tok.encode_batch(["", ""])] == [[], []]
 
 
 @pytest.mark.parametrize("pattern", [*SPLITS.values(), GPT2_PATTERN, r"\S+\s*|\s+"])
-def test_words_are_cut_as_the_text_is(pattern):
+def test_words_are_split_as_the_text_is(pattern):
     tok = Tokenizer(Tokenizer.train([], 257).vocab, [], pattern)
     rng = random.Random(4)
     parts = [" ", "  ", "\n", "\t", "\x1c", "\x85", "\u3000", "a", "I'll", "CAT", "ACGTACGTAC", "12", "!", "é"]
-    for text in ODD + ["".join(rng.choices(parts, k=30)) for _ in range(300)]:
-        words = tok.words(text)
+    for text in ODD + ["".join(rng.choice(parts) for _ in range(30)) for _ in range(300)]:
+        words = bpe.split_words(text, pattern)
         assert "".join(words) == text
-        assert [piece for word in words for piece in tok.cut(word)] == tok.cut(text)
+        assert [piece for word in words for piece in tok.split_text(word)] == tok.split_text(text)
 
 
 @pytest.mark.parametrize("split", ["mixed", "mixed6", "mixed1"])
@@ -177,10 +184,10 @@ def test_same_dna_same_tokens_everywhere(split):
     tok = Tokenizer.train(prose_and_dna(), 600, split)
     for dna in ("TATAAAAGGGGCGGCCAATACGTTTTT", "ACGTACGT", "G" * 50):
         alone = tok.encode(dna)
-        for before, behind in [("", " is"), ("of ", "."), ("\n", "\n"), ("  ", ""), ("N", "N"),
-                               ("the", "end"), ("12", "x"), ("(", ")"), ("acgt", "acgt")]:
-            assert tok.encode(before + dna + behind) == \
-                tok.encode(before) + alone + tok.encode(behind)
+        for before, after in [("", " is"), ("of ", "."), ("\n", "\n"), ("  ", ""), ("N", "N"),
+                              ("the", "end"), ("12", "x"), ("(", ")"), ("acgt", "acgt")]:
+            assert tok.encode(before + dna + after) == \
+                tok.encode(before) + alone + tok.encode(after)
         prompt = alpaca_prompt("Is this a promoter?", dna)
         start = len(tok.encode(prompt[:prompt.index(dna)]))
         assert tok.encode(prompt)[start:start + len(alone)] == alone
@@ -188,8 +195,8 @@ def test_same_dna_same_tokens_everywhere(split):
 
 def test_short_capital_words_are_english(tok):
     for word in ("CAT", "TAG", "TATA", "ACT", "GATTACA"):
-        assert tok.cut(f"the {word} sat") == ["the", f" {word}", " sat"]
-    assert tok.cut("the GATTACAG sat") == ["the", " ", "GATTACAG", " sat"]
+        assert tok.split_text(f"the {word} sat") == ["the", f" {word}", " sat"]
+    assert tok.split_text("the GATTACAG sat") == ["the", " ", "GATTACAG", " sat"]
 
 
 def test_no_token_crosses_the_boundary():
@@ -215,11 +222,18 @@ def test_special_tokens_never_come_from_text(tok):
 
 
 def test_ids(tok):
-    """<|endoftext|>, then GPT-2's printable order, then one id a merge"""
+    """<|endoftext|>, then GPT-2's printable order, then one id per merge"""
     assert BYTE_NAME[ord(" ")] == "Ġ" and BYTE_NAME[ord("\n")] == "Ċ" and BYTE_NAME[0xad] == "Ń"
     assert [tok.vocab[c] for c in "!\"~¡ÿĀŃ"] == [1, 2, 94, 95, 188, 189, 256]
     assert [new for _, _, new in tok.merges] == list(range(257, 600)) and len(tok) == 600
     assert len(set(tok.bytes_of.values())) == len(tok)
+
+
+def test_verbose_prints_each_merge(capsys):
+    tok = Tokenizer.train(["banana bandana", "a\n" * 3], 270, verbose=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["merge 1: b'a' + b'n' = b'an', count 4", "merge 2: b'b' + b'an' = b'ban', count 2"]
+    assert len(lines) == len(tok.merges)
 
 
 def test_train_twice_same_file(tmp_path):
@@ -237,99 +251,174 @@ def test_save_and_load(tmp_path, split):
     assert [again.encode(t) for t in ODD] == [tok.encode(t) for t in ODD]
 
 
-def test_refusals(tmp_path, tok):
+def test_wrong_arguments(tmp_path, tok):
     with pytest.raises(ValueError, match="vocab_size=256 is too small"):
         Tokenizer.train(["x"], 256)
     with pytest.raises(ValueError, match="split=mixt is not one of mixed"):
         Tokenizer.train(["x"], 300, "mixt")
-    path = tmp_path / "tokenizer.json"
-    tok.save(path)
-    with pytest.raises(ValueError, match="not the tokenizer"):
-        Tokenizer.load(path, sha256="0" * 64)
-    path.write_text(path.read_text(encoding="utf-8")[:1000], encoding="utf-8")
-    with pytest.raises(ValueError, match="tokenizer.json: not a byte-level BPE"):
-        Tokenizer.load(path)
-    file = tok.to_json()
-    file["model"]["merges"].reverse()
-    path.write_text(json.dumps(file), encoding="utf-8")
-    with pytest.raises(ValueError, match="before the merge that makes one of its parts"):
-        Tokenizer.load(path)
-    path.write_text('{"model": {}}')
-    with pytest.raises(ValueError, match="not a byte-level BPE"):
-        Tokenizer.load(path)
-
-
-# -- in plain sight
-
-TEXT = "The TATA box </script> of CAT: GGGCTATAAAAGGGC, é 12."
-
-
-def test_modalities(tok):
-    tokens = lesson.modalities(tok, TEXT)
-    assert b"".join(tok.bytes_of[i] for i, _ in tokens).decode() == TEXT
-    kinds = {kind: "".join(lesson.spell(tok.bytes_of[i]) for i, k in tokens if k == kind)
-             for _, kind in tokens}
-    assert kinds["dna"] == "GGGCTATAAAAGGGC" and "both" not in kinds
-    assert "TATA" in kinds["english"] and "CAT" in kinds["english"]
-    assert set(kinds["other"]) <= set(" :,.<>/12")
-
-    none = Tokenizer.train(["see ACGTACGTACGT."] * 9, 290, "none")
-    assert [k for _, k in lesson.modalities(none, "see ACGTACGTACGT.")] == ["both"]
-
-
-def test_page(tok, tmp_path, capsys):
-    """All that the page needs is in it: every token's parts, down to the bytes"""
     tok.save(tmp_path / "tokenizer.json")
-    page = tmp_path / "tokens.html"
-    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
-    lesson.main(["show", str(tmp_path / "tokenizer.json"), str(tmp_path / "text.txt"),
-              f"--html={page}"])
-    assert f"wrote {page}" in capsys.readouterr().out
-    html = page.read_text(encoding="utf-8")
-    assert "http" not in html and html.count("</script>") == 2
-    data = json.loads(re.search(r'id="data">(.*)</script>', html)[1])
-    assert [i for i, _ in data["tokens"]] == tok.encode(TEXT)
-    for i, token in data["vocab"].items():
-        assert bytes.fromhex(token["bytes"]) == tok.bytes_of[int(i)]
-        if token["parts"]:
-            assert tok.merges[token["rank"]] == (*token["parts"], int(i))
-            assert all(str(part) in data["vocab"] for part in token["parts"])
-        else:
-            assert len(tok.bytes_of[int(i)]) == 1
-    assert sum(share[1] for share in data["shares"]) == len(data["tokens"])
+    with pytest.raises(ValueError, match="tokenizer.json: not the tokenizer that"):
+        Tokenizer.load(tmp_path / "tokenizer.json", sha256="0" * 64)
 
 
-def test_report(tok):
-    lines = list(lesson.report(tok))
-    ids = {line.split()[0]: int(line.split()[1].replace(",", "")) for line in lines
-           if line.split() and line.split()[0] in lesson.MODALITIES}
-    assert sum(ids.values()) == len(tok) - 1 and ids["dna"] > 20 and "both" not in ids
-    assert "never used: 0 tokens (0.0%)" in lines[-1]
-    wrong = Tokenizer(tok.vocab, tok.merges, GPT2_PATTERN)      # split as it was not trained
-    assert "never used: 0" in list(lesson.report(wrong))[-1]
-    none = Tokenizer.train(prose_and_dna(), 600, "none")
-    wrong = Tokenizer(none.vocab, none.merges, GPT2_PATTERN)
-    assert int(list(lesson.report(wrong))[-1].split()[2]) > 100
+# -- a tokenizer.json of other programs
+
+FILE = Tokenizer.train(["The cell divides 12345 times, ACGTACGTACGT.", "naïve it's 12 3"] * 5, 330).to_json()
+TEXTS = ["The cell divides.", "ACGTACGTAC 12345 it'S", "a\nb  c\u00e9 it's", "don't 2024 日本 The\x1c x²", ""]
+GPT2_STEP = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+BYTES_STEP = GPT2_STEP | {"use_regex": False}
+UNSAID_STEP = {key: value for key, value in GPT2_STEP.items() if key != "use_regex"}
+PAD = FILE["added_tokens"][0] | {"id": 330, "content": "<pad>"}
+LLAMA = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+         r"|\s*[\r\n]+|\s+(?!\S)|\s+")
 
 
-def test_bench(tmp_path, capsys):
-    (tmp_path / "a.fa").write_text(">one\nacgtacgtta\nACGT\n>two\nGGGGGGGGCA\n")
-    assert vs_tokenizers.read_documents(str(tmp_path / "a.fa"), 1) == ["ACGTACGTTAACGT", "GGGGGGGGCA"]
-    (tmp_path / "b.txt").write_text("One\ntwo.\n\n> quoted\n\n\nThree.")
-    assert vs_tokenizers.read_documents(str(tmp_path / "b.txt"), 1) == ["One\ntwo.\n", "> quoted\n", "Three."]
-    assert vs_tokenizers.read_documents(str(tmp_path / "b.txt"), 1e-6) == ["One\ntwo.\n"]
-    vs_tokenizers.main([str(tmp_path / "a.fa"), "--vocab_size=270", "--rounds=1"])
-    out = capsys.readouterr().out
-    assert "vocabulary 270, split mixed" in out and "\nours " in out
-    assert ("merges and ids: the same" in out) == ("\ntokenizers " in out)
+def changed(*path, to):
+    """-> FILE with one setting changed"""
+    file = copy.deepcopy(FILE)
+    place = file
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = to
+    return file
 
 
-@pytest.mark.parametrize("main, argv", [(lesson.main, ["show", "no.json", "text"]),
-                                        (lesson.main, ["report", "no.json"]),
-                                        (vs_tokenizers.main, ["no.fa", "--rounds=1"])])
-def test_missing_file_is_named(main, argv):
-    with pytest.raises(OSError, match="No such file.*no\\.(json|fa)"):
-        main(argv)
+def without(*path):
+    file = changed(*path, to=None)
+    del (file[path[0]] if len(path) == 2 else file)[path[-1]]
+    return file
+
+
+def steps(*steps):
+    return changed("pre_tokenizer", to={"type": "Sequence", "pretokenizers": list(steps)})
+
+
+def split(pattern, **settings):
+    return {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False} | settings
+
+
+def regex_split(pattern, then=BYTES_STEP, **settings):
+    return steps(split({"Regex": pattern}, **settings), then)
+
+
+READ = {
+    "as saved": FILE, "GPT-2's split": changed("pre_tokenizer", to=GPT2_STEP),
+    "GPT-2's split unsaid": changed("pre_tokenizer", to=UNSAID_STEP),
+    "no split": changed("pre_tokenizer", to=BYTES_STEP), "sequence of one": steps(GPT2_STEP),
+    "a pattern with gaps": regex_split(r"\p{N}{1,3}"), "groups": regex_split(r"(\d)(\d)?"),
+    "Llama's": regex_split(LLAMA), "empty pattern": regex_split(""), "empty matches": regex_split("l*"),
+    "look around": regex_split(r"(?<=c)e|d(?!i)"), "atomic": regex_split("(?>i|iv)|[A-Z]+?"),
+    "white space": regex_split(r"\s+"), "set": regex_split(r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][a-z]+"),
+    "merges as text": changed("model", "merges", to=[" ".join(pair) for pair in FILE["model"]["merges"]]),
+    "no type": without("model", "type"), "no ignore_merges": without("model", "ignore_merges"),
+    "empty suffix": changed("model", "end_of_word_suffix", to=""), "no dropout": changed("model", "dropout", to=0.0),
+    "another special token": changed("added_tokens", to=FILE["added_tokens"] + [PAD]),
+    "no special token": without("added_tokens"), "a gap in the ids": changed("model", "vocab", "Ġt", to=999),
+    "ByteLevel post-processor": changed("post_processor", to=GPT2_STEP),
+}
+REFUSED = {
+    "Split, then GPT-2's": (regex_split(r"\p{N}{1,3}", GPT2_STEP), "use_regex is true"),
+    "Split, then unsaid": (regex_split(r"\p{N}{1,3}", UNSAID_STEP), "use_regex is true"),
+    "add_prefix_space": (changed("pre_tokenizer", to=GPT2_STEP | {"add_prefix_space": True}), "add_prefix_space is true"),
+    "NFC": (changed("normalizer", to={"type": "NFC"}), 'normalizer is {"type": "NFC"}'),
+    "Lowercase": (changed("normalizer", to={"type": "Lowercase"}), "normalizer is"),
+    "ignore_merges": (changed("model", "ignore_merges", to=True), "model.ignore_merges is true"),
+    "suffix": (changed("model", "end_of_word_suffix", to="</w>"), 'model.end_of_word_suffix is "</w>"'),
+    "prefix": (changed("model", "continuing_subword_prefix", to="#"), "model.continuing_subword_prefix is"),
+    "byte_fallback": (changed("model", "byte_fallback", to=True), "model.byte_fallback is true"),
+    "unk_token": (changed("model", "unk_token", to="!"), 'model.unk_token is "!"'),
+    "dropout": (changed("model", "dropout", to=0.5), "model.dropout is 0.5"),
+    "truncation": (changed("truncation", to={"direction": "Right", "max_length": 3, "strategy": "LongestFirst",
+                                             "stride": 0}), "truncation is"),
+    "padding": (changed("padding", to={"strategy": {"Fixed": 20}}), "padding is"),
+    "template": (changed("post_processor", to={"type": "TemplateProcessing"}), "post_processor.type is"),
+    "added token": (changed("added_tokens", to=FILE["added_tokens"] + [PAD | {"content": "cell", "special": False}]),
+                    "added token 'cell': special is false"),
+    "two ids": (changed("added_tokens", 0, "id", to=7), "'<|endoftext|>' has two ids"),
+    "id taken": (changed("added_tokens", to=FILE["added_tokens"] + [PAD | {"id": 5}]), "have the same id, 5"),
+    "special letter": (changed("added_tokens", to=[PAD | {"id": FILE["model"]["vocab"]["c"], "content": "c"}]),
+                       "special token 'c' is a token of text too"),
+    **{behavior: (regex_split(r"\s+", behavior=behavior), f'Split.behavior is "{behavior}"')
+       for behavior in ("Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous")},
+    "invert": (regex_split(r"\s+", invert=True), "Split.invert is true"),
+    "String": (steps(split({"String": "l"}), BYTES_STEP), 'Split.pattern {"String": "l"}'),
+    "other step": (steps({"type": "Digits", "individual_digits": True}, GPT2_STEP), "pre_tokenizer is Digits"),
+    "wrong order": (steps(BYTES_STEP, split({"Regex": "a"})), "pre_tokenizer is ByteLevel + Split"),
+    "no step": (steps(), "pre_tokenizer is"), "null step": (changed("pre_tokenizer", to=None), "pre_tokenizer is null"),
+    "does not compile": (regex_split("(a"), "does not compile: missing"),
+    **{pattern: (regex_split(pattern), "Split.pattern") for pattern in
+       ("^a", "a$", r"\w+", r"\bcell", r"\h", "[a-z&&[^aeiou]]", "[[:alpha:]]+", r"\p{N}{1,2}+", "(?m).", "(?<a>e)")},
+    "WordPiece": (changed("model", "type", to="WordPiece"), 'model.type is "WordPiece"'),
+    "same id": (changed("model", "vocab", "Ġt", to=5), "tokens '%' and 'Ġt' have the same id, 5"),
+    **{f"id {i}": (changed("model", "vocab", "Ġt", to=i), "the id of token 'Ġt' is")
+       for i in (257.0, -1, "7", True, None, 10 ** 9)},
+    "not bytes": (changed("model", "vocab", "▁the", to=400), "token '▁the' is not spelled"),
+    "unknown part": (changed("model", "merges", to=[["zz", "a"]]), "merge 1, 'zz' and 'a', does not make"),
+    "unknown result": (changed("model", "merges", to=[["z", "a"]]), "merge 1, 'z' and 'a', does not make"),
+    "merge twice": (changed("model", "merges", to=FILE["model"]["merges"][:1] * 2), "merge 2,"),
+    "merges reversed": (changed("model", "merges", to=FILE["model"]["merges"][::-1]), "merge 1,"),
+    "merge of three": (changed("model", "merges", to=["a b c"]), "too many values"),
+    **{f"{name} {value}": (changed(*name.split("."), to=value), name.split(".")[-1])
+       for name in ("model", "model.vocab", "model.merges", "added_tokens") for value in (None, 3, "x")},
+    "merges {}": (changed("model", "merges", to={}), "merges is {}, not a list"),
+    "vocab []": (changed("model", "vocab", to=[["a", 1]]), "vocab is"),
+    "no model": ({}, "model is null, not an object"), "a list": ([FILE], "model is null"), "null": (None, "model"),
+    **{f"pattern {value}": (regex_split(value), "Split.pattern") for value in (None, 5, ["a"])},
+    "pattern text": (steps(split("a"), BYTES_STEP), "pattern is"),
+    "step text": (steps("ByteLevel"), "TypeError"), "content": (changed("added_tokens", 0, "content", to=[1]), "content is [1]"),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_other_files_give_the_librarys_ids(name, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(READ[name]), encoding="utf-8")
+    tok = Tokenizer.load(path)
+    assert [tok.decode(tok.encode(text)) for text in TEXTS] == TEXTS
+    tokenizers = pytest.importorskip("tokenizers")
+    theirs = tokenizers.Tokenizer.from_file(str(path))
+    assert [tok.encode(text) for text in TEXTS] == [theirs.encode(text).ids for text in TEXTS]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_other_files_are_refused_by_the_setting(name, tmp_path):
+    file, reason = REFUSED[name]
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(file), encoding="utf-8")
+    with pytest.raises(ValueError) as refusal:
+        Tokenizer.load(path)
+    message = str(refusal.value)
+    assert message.startswith(f"{path}: not a byte-level BPE that") and reason in message
+    assert "\n" not in message and len(message) < len(str(path)) + 260
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"\xff\xfe\xff", b'{"model": 1e}', b"[" * 100_000, b"not json"])
+def test_broken_files_are_refused(raw, tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes(raw)
+    with pytest.raises(ValueError, match="tokenizer.json: not a byte-level BPE that"):
+        Tokenizer.load(tmp_path / "tokenizer.json")
+
+
+def test_a_byte_order_mark_is_read_over(tmp_path, tok):
+    text = json.dumps(tok.to_json(), ensure_ascii=False)
+    (tmp_path / "tokenizer.json").write_text(text, encoding="utf-8-sig")
+    assert Tokenizer.load(tmp_path / "tokenizer.json").to_json() == tok.to_json()
+
+
+def test_bytes_without_a_token_are_told(tmp_path):
+    """`unknown` are the bytes that encode() drops, as the library does."""
+    few = {token: i for token, i in FILE["model"]["vocab"].items() if token not in ("!", "é", "q", "Ã")}
+    merges = [pair for pair in FILE["model"]["merges"] if "Ã" not in "".join(pair)]
+    file = changed("model", to=FILE["model"] | {"vocab": few, "merges": merges})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(file), encoding="utf-8")
+    tok = Tokenizer.load(tmp_path / "tokenizer.json")
+    assert tok.unknown == bytes(b for b, name in enumerate(BYTE_NAME) if name in "!éqÃ")
+    text = "quite naïve! it's aïqcell"
+    kept = text.encode().translate(None, tok.unknown)
+    assert tok.decode_bytes(tok.encode(text)) == kept != text.encode()
+    tokenizers = pytest.importorskip("tokenizers")
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert tok.encode(text) == theirs.encode(text).ids
 
 
 # -- the `tokenizers` library, where it is installed
@@ -355,14 +444,8 @@ def test_equals_the_library(tmp_path, split):
 def test_the_papers_tokenizer():
     tok = Tokenizer.load(PAPER)
     assert len(tok) == 50_000 and len(tok.merges) == 49_797 and tok.split == "none"
+    assert len(tok.unknown) == 54
     text = "The TATA box GGCTATAAAAGGGC is read.\nA naïve \x00 byte is dropped: 日本"
     assert tok.decode(tok.encode("The cell ACGTACGTGG")) == "The cell ACGTACGTGG"
     tokenizers = pytest.importorskip("tokenizers")
     assert tok.encode(text) == tokenizers.Tokenizer.from_file(PAPER).encode(text).ids
-
-
-def test_the_lesson():
-    """Every line of bpe.md prints what it says it prints."""
-    path = os.path.join(os.path.dirname(lesson.__file__), "bpe.md")
-    failed, tried = doctest.testfile(path, module_relative=False)
-    assert tried > 10 and failed == 0
