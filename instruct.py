@@ -44,7 +44,7 @@ class InstructConfig(RunConfig):
     leave_out: tuple = ()           # tasks, by name or pattern, not to tune on
     balance: float = 0.0            # 0: a task counts by its rows, 1: all tasks alike, 0.5: between
     epochs: float = 2.0             # passes over the rows; 0: only score init_from
-    max_steps: int = 0              # steps of the optimizer; 0: as epochs says
+    max_steps: int = 0              # steps of the optimizer, in place of epochs; 0: as epochs says
     gradient_accumulation_steps: int = 4    # micro-batches per step, over all processes
     optimizer: str = "adamw"        # muon (the blocks' matrices; AdamW for the rest) or adamw
     eval_interval: int = 250        # steps between evaluations, each with a checkpoint
@@ -138,9 +138,10 @@ def epoch_batches(rows, batch_size, balance, seed):
     drawn = np.concatenate([np.resize(rng.permutation(m), n)
                             for m, n in zip(members.values(), np.diff(bounds))])
 
-    # shuffled before they are sorted, so that ties are in random order
+    # shuffled before they are sorted, so that ties are in random order; by the prompt's length, as
+    # that of the response would sort by label
     drawn = sorted(rng.permutation(drawn).tolist(), key=lambda i: (
-        rows[i].instruction, len(rows[i].prompt) + len(rows[i].response)))
+        rows[i].instruction, len(rows[i].prompt)))
     batches = [drawn[i:i + batch_size] for i in range(0, len(drawn), batch_size)]
     return [batches[i] for i in rng.permutation(len(batches))]
 
@@ -195,14 +196,14 @@ def answer(model, tok, records, max_len, cfg, machine, bar):
 
 
 def answer_both_strands(model, tok, records, *rest):
-    """As answer(), with the sum of both strands' probabilities where the answer is the same"""
+    """As answer(), with the mean of both strands' probabilities where the answer is the same"""
     answers = answer(model, tok, records, *rest)
     turned = iter(answer(model, tok, other_strand(records), *rest))
     for i, r in enumerate(records):
         if r.get("either_strand"):
             other = next(turned)
             if answers[i] and other:
-                answers[i] = np.add(answers[i][0], other[0]), answers[i][1]
+                answers[i] = np.mean([answers[i][0], other[0]], axis=0), answers[i][1]
     return answers
 
 
@@ -247,7 +248,7 @@ def score(model, tok, records, max_len, cfg, machine):
         answered = [(r, *a) for r, a in zip(mine, answers) if a is not None]
         labels = sorted({c for r in members for c in r.get("choices", [])})
         confusion = np.zeros((len(labels), len(labels)))
-        for r, p, _ in answered if labels else []:
+        for r, p, _ in [a for a in answered if a[0].get("choices")]:
             best = candidates(r)[int(np.argmax(p))]
             confusion[labels.index(r["output"]), labels.index(best)] += 1
 
@@ -268,10 +269,13 @@ def add_baselines(scores, paths):
     for folder in sorted({os.path.dirname(path) for path in paths}):
         for path in sorted(glob.glob(os.path.join(glob.escape(folder), "scores", "*.json"))):
             name = os.path.splitext(os.path.basename(path))[0]
-            with open(path, encoding="utf-8") as f:
-                baseline = json.load(f)["tasks"]
-            for task in scores.keys() & baseline.keys():
-                scores[task][f"{name}_mcc"] = baseline[task]["mcc"]
+            try:
+                with open(path, encoding="utf-8") as f:
+                    baseline = json.load(f)["tasks"]
+                for task in scores.keys() & baseline.keys():
+                    scores[task][f"{name}_mcc"] = baseline[task]["mcc"]
+            except (ValueError, KeyError, TypeError, AttributeError):
+                print(f"{path}: not the scores of a baseline: left out")
 
 
 def with_means(scores, **more):
@@ -389,10 +393,12 @@ def records_to_tune(cfg, test):
 def main(argv):
     # records, machine and model
     cfg = config.from_command_line(InstructConfig, "instruct", argv)
-    tuning = cfg.epochs > 0 or cfg.max_steps > 0
+    tuning = cfg.epochs > 0
     if tuning and os.path.realpath(cfg.out_dir) == os.path.realpath(cfg.init_from):
         raise ValueError(f"out_dir={cfg.out_dir} is init_from, whose weights would be overwritten: "
                          "give another out_dir")
+    if cfg.scores and not os.path.isdir(os.path.dirname(cfg.scores) or "."):
+        raise ValueError(f"scores={cfg.scores}: no such folder")
     test = read_tasks(cfg.eval_tasks)
     train = records_to_tune(cfg, test) if tuning else []
     machine = find_machine(cfg)
@@ -400,16 +406,19 @@ def main(argv):
     model, state = load_checkpoint(path, machine.device, cfg.dropout)
     tok = Tokenizer.load(tokenizer, state["tokenizer_sha256"])
 
-    # what checkpoints hold besides: whose they are, and for sample.py what was tuned on
+    # room for the longest choice, in tuning and in scoring alike
+    choices = sorted({c for r in train + test for c in r.get("choices", [])})
+    max_len = max_prompt_len(tok, choices, model.config.block_size)
+
+    # what checkpoints hold besides: fingerprints for --resume, and for sample.py a question per
+    # task, in the words of the test rows
     tuned = {r["task"] for r in train}
     questions = {r["task"]: {"instruction": r["instruction"], "choices": r["choices"]}
                  for r in train + test if r.get("choices") and r["task"] in tuned}
     extra = {"tokenizer_sha256": state["tokenizer_sha256"], "questions": questions,
-             "data_sha256": hashlib.sha256(json.dumps(train).encode()).hexdigest()}
+             "data_sha256": hashlib.sha256(json.dumps([max_len, train]).encode()).hexdigest()}
 
     # score, tune, score again
-    choices = sorted({c for r in train + test for c in r.get("choices", [])})
-    max_len = max_prompt_len(tok, choices, model.config.block_size)
     scores = score(model, tok, test, max_len, cfg, machine)
     if tuning:
         zero_shot = scores

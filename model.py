@@ -169,7 +169,7 @@ class GPT(nn.Module):
 
         idx: (B, T) token ids
         position: (B, T), or (1, T) for all rows alike; 0, 1, 2, ... if not given
-        cache: a Cache with the tokens before these, which takes up these too
+        cache: a Cache of the tokens before these; these are appended to it
         -> (B, T, C)
         """
         T = idx.size(1)
@@ -201,6 +201,9 @@ class GPT(nn.Module):
             x = self.hidden(idx)
         else:
             P, cache = len(prefix), Cache()
+            if P + idx.size(1) > self.config.block_size:
+                raise ValueError(f"{P} + {idx.size(1)} tokens do not fit into "
+                                 f"block_size={self.config.block_size}")
             position = torch.arange(P + idx.size(1), device=idx.device)[None]
             self.hidden(prefix[None], position[:, :P], cache)
             x = self.hidden(idx, position[:, P:], cache)
@@ -302,8 +305,8 @@ class Cache:
     """Keys and values of the tokens read so far, and their positions. A token attends to cached
     tokens at positions up to its own.
 
-    It serves wherever a beginning is computed once for several continuations: one row is taken up
-    first (a shared prefix, B=1), then rows that continue it; `frozen`, it is read but not extended.
+    It serves wherever a beginning is computed once for several continuations: first one row (a
+    shared prefix, B=1), then rows that continue it; when `frozen`, it is read but not extended.
     Padding is cached at the position PADDING, after everything, so that nothing attends to it.
     """
     PADDING = 1 << 30
@@ -314,7 +317,7 @@ class Cache:
         self.frozen = False
 
     def mask(self, position):
-        """Take up the positions (B or 1, T) of new tokens -> which of the S keys, the new ones among
+        """Append the positions (B or 1, T) of new tokens -> which of the S keys, the new ones among
         them, each of the new tokens attends to, bool (B or 1, 1, T, S)"""
         keys = position
         if self.position is not None:
@@ -324,7 +327,7 @@ class Cache:
         return keys[:, None, None, :] <= position[:, None, :, None]
 
     def extend(self, layer, k, v):
-        """Take up the k, v (B, H, T, D) of a layer's new tokens -> all of its k, v (B, H, S, D)"""
+        """Append the k, v (B, H, T, D) of a layer's new tokens -> all of its k, v (B, H, S, D)"""
         if layer in self.layers:
             k, v = (torch.cat([old.expand(len(new), -1, -1, -1), new], dim=2)
                     for old, new in zip(self.layers[layer], (k, v)))
@@ -364,11 +367,11 @@ def save_checkpoint(path, model, **more):
             f.flush()
             os.fsync(f.fileno())        # on the disk before it replaces the previous file
         os.replace(f"{path}.tmp", path)
-    except (OSError, RuntimeError):     # torch turns some of the former into the latter
+    except (OSError, RuntimeError) as e:    # torch turns some of the former into the latter
         if os.path.exists(f"{path}.tmp"):
             os.remove(f"{path}.tmp")
-        raise OSError(f"{path}: cannot be written, is the disk full? The checkpoint before it is "
-                      "intact: free some space and continue with --resume") from None
+        raise OSError(f"{path}: cannot be written, is the disk full? ({e}) The checkpoint before it "
+                      "is intact: free some space and continue with --resume") from None
 
 
 def load_checkpoint(path, device="cpu", dropout=0.0):
@@ -384,7 +387,7 @@ def load_checkpoint(path, device="cpu", dropout=0.0):
     try:
         model = GPT(GPTConfig(**state["model_config"] | {"dropout": dropout}))
         model.load_state_dict(state["model"])
-    except (KeyError, TypeError, AttributeError, RuntimeError) as e:
+    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as e:
         raise ValueError(f"{path}: a checkpoint, but not of this model ({type(e).__name__}): only "
                          "those of train.py and instruct.py can be read") from None
     return model.to(device), state

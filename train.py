@@ -444,6 +444,7 @@ def open_out_dir(cfg, machine, tokenizer):
 
 
 # A resumed run may differ from its beginning in these keys; any other would make it another run.
+# (More max_steps also stretch the schedule of the learning rate.)
 MAY_CHANGE = ("max_steps epochs eval_interval log_interval device dtype compile resume out_dir "
               "data_dir init_from tasks eval_tasks scores both_strands").split()
 
@@ -458,6 +459,8 @@ def resume_from(cfg, machine, extra):
         if key not in MAY_CHANGE and began_with != value:
             raise ValueError(f"{path}: began with {key}={began_with}, not {value}: resume with the "
                              "configuration that it began with")
+    if machine.is_main and state["step"] >= cfg.max_steps:
+        print(f"{path} is at step {state['step']} already: more max_steps would continue it")
     for key in [key for key in extra if key.endswith("_sha256")]:
         if state.get(key) != extra[key]:
             raise ValueError(f"{path}: began with another {key.removesuffix('_sha256')}: resume with "

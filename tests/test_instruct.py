@@ -113,7 +113,7 @@ def test_collate_by_hand():
 
 def test_epoch_batches():
     lengths = np.random.default_rng(0).integers(10, 400, size=1003)
-    rows = [row([i], [0] * n, instruction=str(i % 7)) for i, n in enumerate(lengths)]
+    rows = [row([i] * n, [0], instruction=str(i % 7)) for i, n in enumerate(lengths)]
     epochs = [epoch_batches(rows, 8, 0.0, (1, e)) for e in range(2)]
     for batches in epochs:
         assert len(batches) == 126
@@ -237,6 +237,14 @@ def test_table_shows_what_there_is(tmp_path):
     assert scores["parity"]["kmer_mcc"] == 0.25 and "another" not in scores
     assert table(with_means(scores)).splitlines()[0].endswith("  6-mers  mine_mcc")
     assert with_means(scores)["mean_mine_mcc"] == 0.125
+
+
+def test_a_record_without_choices_is_not_a_right_answer(tok):
+    """In a task whose other records have choices it counts for exact_match alone."""
+    choices = {"choices": ["yes", "no"]}
+    records = [LETTERS[0] | choices, LETTERS[2] | choices | {"output": "no"}, LETTERS[4] | {"output": "maybe"}]
+    scores = score(oracle(tok), tok, records, 190, InstructConfig(), CPU)["letters"]
+    assert (scores["n"], scores["accuracy"], scores["exact_match"]) == (3, 0.5, 1 / 3)
 
 
 def test_a_choice_that_begins_another(tok):
