@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import config
+from config.read import IUPAC
 from instruct import read_tasks, summarize, table, with_means
-from prepare import IUPAC
 
 K = 6
 DECAYS = (1e-3, 3e-3, 1e-2, 3e-2)       # weight decays to choose from
@@ -166,7 +166,7 @@ def read_scores(path):
 
 def write_scores(path, scores, **more):
     """Write {task: its scores} where instruct.py looks for baselines."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     config.write_json(path, with_means(dict(sorted(scores.items())), **more))
 
 
@@ -200,8 +200,8 @@ def main(argv):
         scores[task], prints[task] = score_task(train[task], test[task]), current[task]
         write_scores(path, scores, fingerprints=prints)
     if not scores:
-        raise ValueError(f"{args.folder}: no task with 20 training rows or more, and with choices and "
-                         "DNA in all of its rows")
+        raise ValueError(f"{args.folder}: no task with 20 training rows or more that all have DNA "
+                         "as input, and choices")
     print(f"{table(with_means(scores))}\n\nwrote {path}")
 
 
