@@ -435,8 +435,11 @@ def open_out_dir(cfg, machine, tokenizer):
             raise ValueError(f"{cfg.out_dir} holds a run at step {state['step']} of "
                              f"{state['config']['max_steps']}: continue with --resume, or give "
                              "another out_dir, or delete this one")
+    machine.barrier()           # all have looked, before one changes it
     if machine.is_main:
         os.makedirs(cfg.out_dir, exist_ok=True)
+        if os.path.exists(path) and not cfg.resume:     # of a finished run, which begins anew
+            os.remove(path)
         config.write_json(os.path.join(cfg.out_dir, "config.json"), asdict(cfg))
         target = os.path.join(cfg.out_dir, "tokenizer.json")
         shutil.copyfile(tokenizer, f"{target}.tmp")

@@ -285,6 +285,11 @@ def test_ctrl_c_saves_and_says_how_to_go_on(toy, tmp_path, signum):
 def test_an_unfinished_run_is_not_overwritten(toy, tmp_path, monkeypatch):
     run(toy, tmp_path, "--max_steps=4", "--eval_interval=2")
     run(toy, tmp_path, "--max_steps=3")         # one that has ended may be
+    with pytest.MonkeyPatch.context() as patch:     # and leaves nothing to resume, if it dies early
+        patch.setattr(train, "fit", lambda *a: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(toy, tmp_path, "--max_steps=5")
+    assert not os.path.exists(tmp_path / "last.pt")
     monkeypatch.setattr(train, "learning_rate", lambda step, cfg: math.nan if step == 2 else 1e-3)
     with pytest.raises(ValueError):
         run(toy, tmp_path, "--max_steps=4", "--eval_interval=2")
