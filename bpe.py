@@ -45,8 +45,8 @@ ENGLISH = (r"'(?:[sdmt]|ll|ve|re)"                          # contractions
            r"|\s+(?!\S)|\s+")                               # white space
 
 SPLITS = {
-    # BPE over runs of any length
-    "mixed": r"[ACGT]{8,}|" + ENGLISH,
+    # BPE over runs of any length: [ACGT]{8,}
+    "mixed": RUN.replace("}", ",}") + "|" + ENGLISH,
     # 6-mers: the first six bases of a run, then up to six at a time after six others
     "mixed6": r"(?=" + RUN + r")[ACGT]{6}|(?<=[ACGT]{6})[ACGT]{1,6}|" + ENGLISH,
     # single bases: the first of a run, then one at a time after another

@@ -1,5 +1,6 @@
 """
-Time training and encoding beside the `tokenizers` library, and compare merges and ids.
+Time and memory of training and encoding, compared with the `tokenizers` library, and whether the
+merges and ids are the same.
 
     pip install tokenizers
     python -m bench.vs_tokenizers genome.fa.gz books.txt --vocab_size=32000
@@ -25,18 +26,21 @@ from bpe import END_OF_TEXT, SPLITS, Tokenizer
 
 
 def read_documents(path, mb):
-    """-> the first `mb` megabytes of a file, plain, .gz or .xz, as documents: of FASTA the records,
-    in capitals, of other text the paragraphs"""
+    """-> the first `mb` megabytes of a file, plain, .gz or .xz, as documents: the records of
+    FASTA, in capitals, or the paragraphs of other text"""
     opener = gzip.open if path.endswith(".gz") else lzma.open if path.endswith(".xz") else open
     docs, size = [], 0
     with opener(path, "rt", encoding="utf-8") as f:
         first = f.readline()
         fasta = first.startswith(">")
-        for between, lines in itertools.groupby(itertools.chain([first], f), lambda line: (
-                line.startswith(">") if fasta else not line.strip())):
+
+        def separates(line):
+            return line.startswith(">") if fasta else not line.strip()
+
+        for separator, lines in itertools.groupby(itertools.chain([first], f), separates):
             if size >= mb * 1e6:
                 break
-            if not between:
+            if not separator:
                 doc = "".join(lines)
                 docs.append("".join(doc.split()).upper() if fasta else doc)
                 size += len(docs[-1])
@@ -45,27 +49,34 @@ def read_documents(path, mb):
 
 def library_trainer(docs, vocab_size, split):
     """-> the tokenizer that the `tokenizers` library learns with our split and our ids"""
-    import tokenizers               # to compare with; nothing else here needs it
+    import tokenizers               # needed here only, to compare with
     pre = tokenizers.pre_tokenizers
-    byte_level = pre.ByteLevel(add_prefix_space=False, use_regex=False)
+    steps = [pre.ByteLevel(add_prefix_space=False, use_regex=False)]
+    if SPLITS[split]:
+        steps.insert(0, pre.Split(tokenizers.Regex(SPLITS[split]), "isolated"))
     tok = tokenizers.Tokenizer(tokenizers.models.BPE())
-    tok.pre_tokenizer = pre.Sequence([pre.Split(tokenizers.Regex(SPLITS[split]), "isolated"),
-                                      byte_level]) if SPLITS[split] else byte_level
-    tok.train_from_iterator(docs, tokenizers.trainers.BpeTrainer(
+    tok.pre_tokenizer = pre.Sequence(steps)
+    trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size, initial_alphabet=pre.ByteLevel.alphabet(), show_progress=False,
-        special_tokens=[END_OF_TEXT]))
+        special_tokens=[END_OF_TEXT])
+    tok.train_from_iterator(docs, trainer)
     return tok
 
 
 def measure(which, files, vocab_size, split, mb):
-    """Train and encode once, in a process of its own
+    """Train and encode once, in a separate process
     -> (seconds to train, GB at peak, MB/s to encode, fingerprint of the merges and ids)"""
     import resource
     docs = [doc for path in files for doc in read_documents(path, mb)]
+
+    # Train.
     start = time.perf_counter()
     tok = (Tokenizer.train if which == "ours" else library_trainer)(docs, vocab_size, split)
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+    # Encode about 20 MB of it.
     sample = docs[::max(1, round(sum(map(len, docs)) / 20e6))]
     size = sum(len(doc.encode()) for doc in sample)
     start = time.perf_counter()
@@ -74,23 +85,28 @@ def measure(which, files, vocab_size, split, mb):
     else:
         ids, file = tok.encode_batch_fast(sample), json.loads(tok.to_str())
     rate = size / 1e6 / (time.perf_counter() - start)
-    digest = hashlib.sha256(json.dumps([file["model"]["vocab"], file["model"]["merges"]]).encode())
+
+    # What came out
+    model = file["model"]
+    digest = hashlib.sha256(json.dumps([model["vocab"], model["merges"]]).encode())
     for one in ids:
         digest.update(np.array(one if which == "ours" else one.ids, dtype=np.uint32).tobytes())
     return seconds, peak / 1e9, rate, digest.hexdigest()
 
 
 def bench(files, vocab_size, split, mb, rounds):
-    """Ours, and the `tokenizers` library where it is installed, in turns -> lines of a table"""
+    """Ours and, where it is installed, the `tokenizers` library, in interleaved runs
+    -> lines of a table"""
     names = ["ours"] + ["tokenizers"] * (importlib.util.find_spec("tokenizers") is not None)
     runs = {name: [] for name in names}
     for _ in range(rounds):
         for name in names:
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-                runs[name].append(process.submit(measure, name, files, vocab_size, split,
-                                                 mb).result())
+                run = process.submit(measure, name, files, vocab_size, split, mb)
+                runs[name].append(run.result())
     median = {name: [statistics.median(column) for column in list(zip(*runs[name]))[:3]]
               for name in names}
+
     yield f"vocabulary {vocab_size:,}, split {split}, {os.cpu_count()} cores, medians of {rounds}"
     yield f"{'':12}{'train s':>10}{'peak GB':>10}{'encode MB/s':>13}"
     for name, (seconds, peak, rate) in median.items():
