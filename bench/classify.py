@@ -163,7 +163,7 @@ def classify(pretrained, tok, train, test, cfg, machine, extra):
 # All tasks
 
 def read_finished(cfg, extra):
-    """-> the scores that a run with the same config on the same data left in cfg.out_dir, or None"""
+    """-> the scores that a run with this config on these data left in cfg.out_dir, or None"""
     found = read_scores(os.path.join(cfg.out_dir, "scores.json"))
     same_config = json.dumps(found.get("config")) == json.dumps(asdict(cfg))
     if same_config and found["data_sha256"] == extra["data_sha256"]:

@@ -40,7 +40,8 @@ def show(what, ours, theirs):
 
 
 def tuning(model, rows, cfg, machine):
-    """-> seconds per row to train on a batch, and on rows padded to block_size with a loss on all"""
+    """-> seconds per row to train on batches, and on rows padded to block_size with a loss on all
+    their tokens"""
     batches = epoch_batches(rows, cfg.batch_size, cfg.balance, cfg.seed)
     ours, theirs = [], []
     for k in range(WARMUP + ROUNDS):
@@ -57,14 +58,19 @@ def tuning(model, rows, cfg, machine):
     return ours, theirs
 
 
+def score_alone(model, prompt, choice, machine):
+    """-> the log-likelihood of a choice in nats, by one row without a cache"""
+    row = torch.tensor([prompt + choice[:-1]], device=machine.device)
+    log_p = model(row)[0][0, len(prompt) - 1:].float().log_softmax(dim=-1)
+    return log_p.gather(1, torch.tensor(choice, device=machine.device)[:, None]).sum().item()
+
+
 def scoring(model, tok, records, rows, cfg, machine):
     """-> seconds per row to score all choices on one cache, and each as a whole row"""
     def each_alone():
         for prompt in prompts[:FEW]:
             for choice in choices:
-                row = torch.tensor([prompt + choice[:-1]], device=machine.device)
-                log_p = model(row)[0][0, len(prompt) - 1:].float().log_softmax(dim=-1)
-                log_p.gather(1, torch.tensor(choice, device=machine.device)[:, None]).sum().item()
+                score_alone(model, prompt, choice, machine)
 
     # rows with the same instruction, of similar length, as instruct.py batches them
     order = sorted(range(len(rows)), key=lambda i: (rows[i].instruction, len(rows[i].prompt)))
