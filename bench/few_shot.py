@@ -1,13 +1,13 @@
 """
 Other prompts, as data: task files with few-shot examples in the input, or another instruction.
 
-    python -m bench.few_shot data/laptop/tasks data/laptop/nearest --shots=3 --nearest \\
-        --init_from=out/laptop
-    python instruct.py config/laptop.toml --tasks='data/laptop/nearest/*.train.json' \\
-        --eval_tasks='data/laptop/nearest/*.dev.json' --out_dir=out/laptop-nearest
+    python -m bench.few_shot data/laptop/tasks data/laptop/nearest --shots=3 --nearest
+    python -m bench.few_shot data/laptop/tasks data/laptop/shots --shots=3 --init_from=out/laptop
+    python -m bench.few_shot data/laptop/tasks data/laptop/reworded --reworded
 
-Each .json file of the first folder is written to the second one under the same name. Few-shot
-examples are training rows of the same task, put in front of the sequence, the nearest last:
+Each .json file of the first folder is written to the second one under the same name, to be given
+to instruct.py as tasks and eval_tasks. Few-shot examples are training rows of the same task, put
+in front of the sequence, the nearest last:
 
     GGGCTATAAAAGGC: promoter
     GATTACAGATTACA: Non-promoter
