@@ -68,10 +68,11 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def byte_names():
-    """-> GPT-2's printable name of each byte: a printable byte names itself, the others take the
-    characters from 256 on, so that a space is 'Ġ' and a newline 'Ċ'"""
+    """-> the 256 names that GPT-2 prints bytes by: a printable byte names itself, the others
+    take the characters from 256 on, so that a space is 'Ġ' and a newline 'Ċ'"""
     spare = map(chr, itertools.count(256))
-    return [chr(b) if chr(b).isprintable() and chr(b) != " " else next(spare) for b in range(256)]
+    characters = map(chr, range(256))
+    return [c if c.isprintable() and c != " " else next(spare) for c in characters]
 
 
 BYTE_NAME = byte_names()
@@ -82,7 +83,7 @@ FIRST_IDS = {token: i for i, token in enumerate([END_OF_TEXT, *sorted(BYTE_NAME)
 
 
 def to_bytes(text):
-    """-> UTF-8; half a surrogate pair, which a str may hold and UTF-8 may not, is kept too"""
+    """-> the UTF-8 of a text, of half a surrogate pair too (a str may hold one)"""
     return text.encode("utf-8", "surrogatepass")
 
 
@@ -101,7 +102,7 @@ def token_bytes(token):
 
 
 # ------------------------------------------------------------------------------------------------
-# Plain BPE, the specification. A Tokenizer learns these merges and gives these ids.
+# Plain BPE, the specification: the merges that a Tokenizer learns, and the ids that it gives
 
 def merge(ids, pair, new):
     """Replace each `pair` in a list of ids by the id `new`, from left to right.
@@ -131,14 +132,15 @@ def plain_train(pieces, vocab_size):
         counts = Counter(pair for ids in pieces for pair in zip(ids, ids[1:]))
         if not counts:
             break                               # every piece is one token
-        pair = min(counts, key=lambda p: (-counts[p], p))   # most frequent; ties: smaller ids
+        # The most frequent pair; of several, the one of the smaller ids
+        pair = min(counts, key=lambda p: (-counts[p], p))
         merges[pair] = new
         pieces = [merge(ids, pair, new) for ids in pieces]
     return merges
 
 
 def plain_encode(ids, merges):
-    """Apply the merge that was learned first among those that apply, until none does.
+    """Of all merges that apply, do the one learned first; again, until none applies.
 
     >>> plain_encode(byte_ids("banana"), {(65, 78): 257, (66, 257): 258})
     [258, 257, 65]
@@ -155,16 +157,19 @@ def plain_encode(ids, merges):
 class Tokenizer:
     """A vocabulary, its merges in the order they were learned, and a split pattern.
 
-    bytes_of: {id: bytes}; eot: the id of <|endoftext|>, or None
+    vocab, merges, pattern, specials: as given to __init__
+    split: the name of the pattern in SPLITS, or "custom"
+    bytes_of: {id: bytes of the token}
+    eot: the id of <|endoftext|>, or None
     unknown: the bytes without a token, which encode() drops as the `tokenizers` library does.
-        Empty for every tokenizer trained here, and then decode() restores any text. Others, such
-        as the DNAHLM paper's, restore a text that has none of these bytes.
+        b"" for every tokenizer trained here, and then decode() restores any text; the DNAHLM
+        paper's, for one, restores only texts without these bytes.
     """
 
     def __init__(self, vocab, merges, pattern, specials=(END_OF_TEXT,)):
-        """vocab: {token in printable form: id}; merges: [(left, right, new), ...], ids;
-        pattern: the regular expression of the split, or None for no split; specials: the tokens
-        of `vocab` that stand for themselves and not for bytes"""
+        """vocab: {token in printable form: id}; merges: [(left, right, new id), ...]; pattern:
+        the regular expression of the split, or None for no split; specials: tokens of `vocab`
+        that stand for themselves and not for bytes"""
         self.vocab, self.merges, self.pattern, self.specials = vocab, merges, pattern, specials
         self.split = next((name for name, p in SPLITS.items() if p == pattern), "custom")
         self.eot = vocab.get(END_OF_TEXT)
@@ -223,7 +228,8 @@ class Tokenizer:
         return cls(vocab, merges, SPLITS[split])
 
     def encode(self, text):
-        """-> list of ids. Never a special token: a text that spells <|endoftext|> is only text."""
+        """-> list of ids: of each piece, those of plain_encode. Never a special token: a text that
+        spells <|endoftext|> is only text."""
         return self.encode_batch([text])[0].tolist()
 
     def encode_batch(self, texts):
