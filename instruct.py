@@ -289,7 +289,8 @@ def with_means(scores, **more):
 
 
 HEADS = {"mcc": "MCC", "mcc_interval": "95% interval", "exact_match": "exact",
-         "kmer_mcc": "6-mers", "classify_mcc": "classifier", "zero_shot_mcc": "zero-shot"}
+         "kmer_mcc": "6-mers", "classify_mcc": "classifier", "nearest_mcc": "nearest",
+         "zero_shot_mcc": "zero-shot"}
 
 
 def table(result):

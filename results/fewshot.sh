@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-python -m bench.few_shot data/laptop/tasks data/laptop/nearest --shots=3 --nearest
+python -m bench.few_shot data/laptop/tasks data/laptop/nearest --shots=3 --nearest --init_from=out/laptop
 
 tune() {        # tune NAME FOLDER: five of seven tasks for 150 steps, into out/NAME
     train=

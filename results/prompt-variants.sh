@@ -21,8 +21,8 @@ score reworded 'data/laptop/reworded/*.dev.json' --both_strands
 score one-strand "$tasks/tf_*.dev.json,$tasks/mouse_*.dev.json,$tasks/EMP_*.dev.json"
 
 # Few-shot examples, for seven tasks with short sequences.
-python -m bench.few_shot "$tasks" data/laptop/shots --shots=3
-python -m bench.few_shot "$tasks" data/laptop/nearest --shots=3 --nearest
+python -m bench.few_shot "$tasks" data/laptop/shots --shots=3 --init_from=out/laptop
+python -m bench.few_shot "$tasks" data/laptop/nearest --shots=3 --nearest --init_from=out/laptop
 for variant in shots nearest; do
     files=
     for task in tf_2 tf_4 mouse_0 mouse_1 mouse_2 mouse_3 prom_core_tata; do
