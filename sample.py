@@ -1,7 +1,7 @@
 """
 Ask a model: complete a text, answer an instruction, chat, score sequences.
 
-    python sample.py                                          # the toy model answers an instruction
+    python sample.py                                      # the toy model answers an instruction
     python sample.py --instruction="..." --input=ACGT... --choices=yes,no
     python sample.py --chat
     python sample.py --prompt="The cell is" --temperature=0.8 --out_dir=out/toy
@@ -28,8 +28,8 @@ from model import load_checkpoint
 from prepare import alpaca_prompt, encode_prompts, max_prompt_len
 
 # The default example: a promoter of the toy world, of a gene held out of all training.
-EXAMPLE = ("Determine promoter detection of following dna sequence, The result will be one of the "
-           "following: Non-promoter, promoter.",
+EXAMPLE = ("Determine promoter detection of following dna sequence, "
+           "The result will be one of the following: Non-promoter, promoter.",
            "GGGGCGGGGCCGTCTTTTCCTCTATCAGATCCACTTTTCAGTAGATTTGGGGCGGGGCAA"
            "GAAGCTTGGTTTGGACGCCCTATAAAAGGAAATCTCATGACTCAGCATCTAATTCATGGT")
 
@@ -45,7 +45,7 @@ class SampleConfig:
     score: str = ""                 # FASTA file: print bits and bits per base of each record
     num_samples: int = 1            # completions of the prompt, or answers
     max_new_tokens: int = 128       # longest answer
-    temperature: float = 0.0        # 0: greedy; 1: draw from the model's own distribution
+    temperature: float = 0.0        # 0: greedy decoding; 1: draw from the model's distribution
     top_k: int = 50                 # draw among the k most likely tokens; 0: among all
     device: str = "auto"            # auto, cpu, cuda, mps
     seed: int = 1337                # of the draws
@@ -55,8 +55,8 @@ class SampleConfig:
 # Answers
 
 def find_question(instruction, questions):
-    """-> the question that the model was tuned on and that an instruction asks, in the same words
-    or by naming all its choices; None if there is none"""
+    """-> which of the questions that the model was tuned on an instruction asks, in the same words
+    or by naming all its choices; None if it asks none of them"""
     def names(choice):
         return re.search(rf"(?<!\w){re.escape(choice)}(?!\w)", instruction)
 
@@ -71,14 +71,15 @@ def lacks_input(question, input):
 
 
 def encode_question(model, tok, instruction, input, choices):
-    """-> ids of the prompt; a note on its input, as "read 120 bases, kept the first 90" """
+    """-> ids of the prompt; a note on the input, as "read 120 bases, kept the first 90" """
+    # a long input is cut at its end
     max_len = max_prompt_len(tok, choices, model.config.block_size)
     (ids,), n_cut = encode_prompts(tok, [(instruction, input)], max_len)
     n_lost = 0 if ids is None else len(alpaca_prompt(instruction, input)) - len(tok.decode(ids))
     if ids is None or 0 < len(input) <= n_lost:
         raise ValueError(f"the instruction does not fit into {max_len} tokens: shorten it")
 
-    # what was read, and what fits
+    # what was read and kept
     is_dna = re.fullmatch(f"[{IUPAC}]+", input)
     note = f"read {len(input):,} {'bases' if is_dna else 'characters'}"
     if is_dna and (ambiguous := len(re.findall("[^ACGT]", input))):
@@ -89,8 +90,8 @@ def encode_question(model, tok, instruction, input, choices):
 
 
 def write(model, tok, ids, cfg, generator):
-    """Print what the model writes after `ids`, as it is written -> the text"""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")      # tokens may split one
+    """Print what the model writes after `ids`, while it writes -> the text"""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")      # tokens split characters
     text = ""
     for token in model.generate(ids, cfg.max_new_tokens, cfg.temperature, cfg.top_k or None,
                                 tok.eot, generator):
@@ -113,13 +114,14 @@ def probabilities(model, tok, ids, choices):
 def answer(model, tok, instruction, input, cfg, generator, questions, show_prompt=False):
     """Print the answer to an instruction, and the probabilities of cfg.choices, or else of its
     question's, if the answer is one of them."""
+    # the prompt, cut as in tuning: the longest choice of all questions would fit after it
     question = find_question(instruction, questions)
     if lacks_input(question, input):
         raise ValueError("this question is about a sequence: give one as the input")
-
-    # inputs are cut as in tuning, which leaves room for the longest choice of all questions
     known = [c for q in questions for c in q["choices"]]
     ids, note = encode_question(model, tok, instruction, input, cfg.choices or known)
+
+    # what to know before reading the answer
     if note:
         print(note)
     if questions and not question:
@@ -127,6 +129,7 @@ def answer(model, tok, instruction, input, cfg, generator, questions, show_promp
     if show_prompt:
         print("###" + alpaca_prompt(instruction, input).partition("###")[2], end="")
 
+    # the answer
     choices = cfg.choices or (question["choices"] if question else ())
     for _ in range(cfg.num_samples):
         response = write(model, tok, ids, cfg, generator)
@@ -137,8 +140,8 @@ def answer(model, tok, instruction, input, cfg, generator, questions, show_promp
 # ----------------------------------------------------------------------------------------------
 # Chat
 
-DNA_RUN = re.compile(r"\b[ACGTUN]{12,}\b", re.IGNORECASE)      # within a line of words
-LAST_LINE = re.compile(r"[\d\sACGTUN]+", re.IGNORECASE)        # of a sequence: may be short
+DNA_RUN = re.compile(r"\b[ACGTUN]{12,}\b", re.IGNORECASE)     # in a line of words
+LAST_LINE = re.compile(r"[\d\sACGTUN]+", re.IGNORECASE)       # of a sequence, if short
 
 
 def is_dna(line):
@@ -181,17 +184,20 @@ def parse_message(text, questions):
 
 
 def read_message(questions):
-    """Read lines from the terminal until they are a whole message -> (instruction, DNA). A blank
-    line ends it, except between a question and its sequence and within a pasted prompt. EOFError
-    where there is nothing to read."""
+    """Read lines until they are a whole message -> (instruction, DNA). A blank line ends it, but
+    not between a question and its sequence, nor in a pasted prompt. EOFError where there is
+    nothing to read."""
     text, prompt = "", "> "
     while True:
+        # a line, or a whole paste
         try:
             line = input(prompt)
         except EOFError:
             if not text:
                 raise
             return parse_message(text, questions)
+
+        # does it end the message?
         if line.strip():
             text, prompt = f"{text}{line}\n", "  "
         elif text and ("### Instruction:" not in text or "### Response:" in text):
@@ -204,14 +210,18 @@ def read_message(questions):
 def chat(model, tok, cfg, generator, questions):
     """Answer one message after the other; nothing is remembered from one to the next."""
     with suppress(ImportError):     # not on Windows
-        import readline             # edits lines, and lets them be longer than 4,095 characters
+        import readline             # line editing, and lines of more than 4,095 characters
+
+    # what can be asked, and how
     for number, q in enumerate(questions, start=1):
         print(f"{number:4}  {q['task']}: {', '.join(q['choices'])}")
     if not questions:
         print("This model was not tuned on questions with choices.")
-    print("Type a question's number or an instruction in words, and a DNA sequence below it.\n"
-          "An empty line ends a message. Ctrl-C drops it or stops an answer, Ctrl-D ends the chat.\n")
-    stopping = False                # Ctrl-C at the prompt: a second one ends the chat
+    print("Type a question's number, or an instruction, and below it a DNA sequence. An empty "
+          "line\nends a message; Ctrl-C drops it, or stops an answer; Ctrl-D ends the chat.\n")
+
+    # a second Ctrl-C in a row at the prompt ends the chat
+    stopping = False
     while True:
         instruction = None
         try:
@@ -285,10 +295,10 @@ def main(argv):
 
     # one of its four uses
     if cfg.score:
-        if "questions" in state:
-            print("warning: this model was tuned to answer: for bits per base give the out_dir of "
-                  "the pretrained one", file=sys.stderr)
         score_file(model, tok, cfg.score)
+        if "questions" in state:
+            print("warning: this model was tuned to answer: bits per base belong to the "
+                  "pretrained one, by its --out_dir", file=sys.stderr)
     elif cfg.chat:
         chat(model, tok, cfg, generator, questions)
     elif cfg.prompt:

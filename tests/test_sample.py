@@ -1,10 +1,15 @@
 """Asking a model."""
+import fcntl
 import math
 import os
+import pty
 import re
+import select
 import shutil
 import subprocess
 import sys
+import termios
+import time
 
 import pytest
 import torch
@@ -18,19 +23,22 @@ ROOT = os.path.dirname(os.path.abspath(sample.__file__))
 BASES = "ACGTTGCAAC" * 6
 QUESTIONS = [
     {"task": "bases", "instruction": "Is it DNA?", "choices": ["yes", "no"]},
-    {"task": "tail", "instruction": "One of: yes, no, perhaps.", "choices": ["yes", "no", "perhaps"]},
-    {"task": "sums", "instruction": "What is 1 + 1?", "choices": ["two", "three"], "has_input": False},
+    {"task": "tail", "instruction": "One of: yes, no, perhaps.",
+     "choices": ["yes", "no", "perhaps"]},
+    {"task": "sums", "instruction": "What is 1 + 1?", "choices": ["two", "three"],
+     "has_input": False},
 ]
 
 
 @pytest.mark.parametrize("text,expected", [
     ("Is this a promoter?\nACGTACGTAC\nGGTT", ("Is this a promoter?", "ACGTACGTACGGTT")),
-    ("Is this a promoter?\n>chr1 a header\nacgtacgtac\n  ggnn\n", ("Is this a promoter?", "ACGTACGTACGGNN")),
-    ("Is this a promoter?\n\nACGTACGTACGTACGTACGTR\n", ("Is this a promoter?", "ACGTACGTACGTACGTACGTR")),
+    ("Is this one?\n>chr1 a header\nacgtacgtac\n  ggnn\n", ("Is this one?", "ACGTACGTACGGNN")),
+    ("Is this one?\n\nACGTACGTACGTACGR\n", ("Is this one?", "ACGTACGTACGTACGR")),
     ("What is\na gene?", ("What is a gene?", "")),
     ("ACGTACGT", ("", "ACGTACGT")),
     ("Is acgtacgtacgtaa a promoter?", ("Is a promoter?", "ACGTACGTACGTAA")),
-    ("Say it.\n   1 acgtacgtac gtacgtacgt\n  21 ggggg\n", ("Say it.", "ACGTACGTACGTACGTACGTGGGGG")),
+    ("Say it.\n   1 acgtacgtac gtacgtacgt\n  21 ggggg\n",
+     ("Say it.", "ACGTACGTACGTACGTACGTGGGGG")),
     ("Say it.\r\nACGUACGU\r\n", ("Say it.", "ACGTACGT")),
     ("The cat\nMKLVAW", ("The cat MKLVAW", "")),
     ("2\nacgtac", ("One of: yes, no, perhaps.", "ACGTAC")),
@@ -85,8 +93,11 @@ def test_total_bits(bases):
 
 
 def tuned(toy, folder, questions):
-    """A copy of the toy model that says it was tuned on `questions` -> its --out_dir"""
+    """A copy of the toy model that says it was tuned on `questions`, and whose greedy answers have
+    no end -> its --out_dir"""
     state = torch.load(f"{toy}/out/best.pt", weights_only=True)
+    for name in ("transformer.wte.weight", "lm_head.weight"):
+        state["model"][name][0] = 0         # <|endoftext|>
     state["questions"] = {q["task"]: {k: v for k, v in q.items() if k != "task"} for q in questions}
     torch.save(state, folder / "best.pt")
     shutil.copy(f"{toy}/out/tokenizer.json", folder)
@@ -106,10 +117,10 @@ def run(capsys, *args):
 # -- one answer
 
 def test_completes(toy, capsys):
-    out = run(capsys, f"--out_dir={toy}/out", "--prompt=The ", "--max_new_tokens=5", "--num_samples=2")
-    first, second = out.split("\n\n")[:2]
+    ask = [f"--out_dir={toy}/out", "--prompt=The ", "--num_samples=2"]
+    first, second = run(capsys, *ask, "--max_new_tokens=5").split("\n\n")[:2]
     assert first.startswith("The ") and first == second         # greedy
-    out = run(capsys, f"--out_dir={toy}/out", "--prompt=The ", "--temperature=1", "--num_samples=2")
+    out = run(capsys, *ask, "--temperature=1")
     first, second = out.split("The ")[1:]
     assert first != second
 
@@ -155,7 +166,8 @@ def test_long_inputs_are_cut_at_their_end(toy, capsys):
     out_dir = f"--out_dir={toy}/out"
     out = run(capsys, out_dir, "--instruction=Speak.", "--input=" + "RACGTTGCAAC" * 200,
               "--choices=yes,no", "--max_new_tokens=3")
-    kept = int(re.match("read 2,200 bases, 200 of them ambiguous, kept the first ([0-9]+)\n", out)[1])
+    kept = re.match("read 2,200 bases, 200 of them ambiguous, kept the first ([0-9]+)\n", out)
+    kept = int(kept[1])
     # all that fits, and the answer does not depend on what does not
     tok = Tokenizer.load(f"{toy}/out/tokenizer.json")
     max_len = sample.max_prompt_len(tok, ["yes", "no"], 256)
@@ -173,7 +185,8 @@ def test_long_inputs_are_cut_at_their_end(toy, capsys):
 def test_probabilities_are_of_the_answers_own_labels(toy, tmp_path, capsys):
     """What the model answers to this prompt is made one of the choices, so that they are shown."""
     ask = ["--instruction=Which?", f"--input={BASES}", "--max_new_tokens=3"]
-    response = run(capsys, f"--out_dir={toy}/out", *ask).split("### Response:\n")[1].removesuffix("\n")
+    out = run(capsys, f"--out_dir={toy}/out", *ask)
+    response = out.split("### Response:\n")[1].removesuffix("\n")
     question = {"task": "which", "instruction": "Which?", "choices": [response, "no"]}
     out = run(capsys, tuned(toy, tmp_path, [*QUESTIONS, question]), *ask)
     assert out.count("%") == 2 and "guess" not in out
@@ -232,9 +245,9 @@ def chat_model(toy, tmp_path_factory):
 
 @pytest.mark.parametrize("typed,reads,guesses", [
     (f"2\n{BASES}\n\n", ["60 bases"], 0),                           # a question by its number
-    (f"2\n\n\n{BASES}\n\n", ["60 bases"], 0),                       # blank lines before the sequence
+    (f"2\n\n\n{BASES}\n\n", ["60 bases"], 0),                   # blank lines before the sequence
     (f"2 {BASES}\n\n", ["60 bases"], 0),
-    (f"Is it DNA?\n\n{BASES[:30]}\n{BASES[30:]}\n", ["60 bases"], 0),   # the input ends: so does it
+    (f"Is it DNA?\n\n{BASES[:30]}\n{BASES[30:]}\n", ["60 bases"], 0),   # ended by Ctrl-D
     (f"2\n>a header\n{BASES}RNN\n\n", ["63 bases, 3 of them ambiguous"], 0),
     (f"2\n{BASES}\n\n1\n{BASES[:9]}\n\n", ["60 bases", "9 bases"], 0),
     (f"2\n{BASES * 99}\n\n", [r"5,940 bases, kept the first \d+"], 0),
@@ -268,6 +281,64 @@ def test_chat_says_what_is_wrong_and_goes_on(chat_model):
                  "the instruction does not fit into", "read 60 bases", "give one as the input"):
         assert done.stdout.count(line) == 1, line
 
+
+
+class Terminal:
+    """sample.py in a terminal of its own, as a person has it."""
+
+    def __init__(self, *args):
+        self.fd, other_end = pty.openpty()
+        self.unread = ""
+        self.child = subprocess.Popen(
+            [sys.executable, f"{ROOT}/sample.py", "--device=cpu", *args], stdin=other_end,
+            stdout=other_end, stderr=other_end, start_new_session=True,
+            env=os.environ | {"TERM": "xterm", "OMP_NUM_THREADS": "1", "INPUTRC": os.devnull},
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
+        os.close(other_end)
+
+    def type(self, text):
+        time.sleep(0.5)         # a signal just after the prompt would wait for a key
+        for start in range(0, len(text), 1000):
+            os.write(self.fd, text[start:start + 1000].encode())
+
+    def read_until(self, text):
+        """-> what is shown, up to and with `text`"""
+        while text not in self.unread:
+            assert select.select([self.fd], [], [], 60)[0], self.unread
+            self.unread += os.read(self.fd, 9999).decode(errors="replace")
+        before, _, self.unread = self.unread.partition(text)
+        assert "Traceback" not in before
+        return before + text
+
+
+WARNING = "Ctrl-C again or Ctrl-D ends the chat"
+
+
+@pytest.mark.parametrize("end", ["\x03\x03", "\x04"])
+def test_chat_in_a_terminal(chat_model, end):
+    """With a paste longer than a terminal's line, and Ctrl-C in each place where it may come."""
+    pytest.importorskip("readline")
+    terminal = Terminal(chat_model, "--chat", "--max_new_tokens=100000")
+    terminal.read_until("> ")
+    terminal.type("half a message\n")
+    terminal.read_until("  ")
+    terminal.type("\x03")
+    terminal.read_until(WARNING)
+    terminal.read_until("> ")
+    terminal.type("2\n")
+    terminal.read_until("  ")
+    terminal.type(f"{BASES * 200}\n")               # 12,000 bases in a line
+    terminal.type("\n")
+    terminal.read_until("read 12,000 bases, kept the first ")
+    terminal.read_until("\n")
+    terminal.type("\x03")                          # stops the answer, which has no end
+    assert WARNING not in terminal.read_until("> ")
+    terminal.type(end[0])
+    if end[1:]:
+        terminal.read_until(WARNING)
+        terminal.read_until("> ")
+        terminal.type(end[1])
+    assert terminal.child.wait(60) == 0
 
 
 # -- what is refused
