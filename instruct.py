@@ -414,7 +414,8 @@ def main(argv):
     # what checkpoints hold besides: fingerprints for --resume, and for sample.py a question per
     # task, in the words of the test rows
     tuned = {r["task"] for r in train}
-    questions = {r["task"]: {"instruction": r["instruction"], "choices": r["choices"]}
+    questions = {r["task"]: {"instruction": r["instruction"], "choices": r["choices"],
+                              "has_input": bool(r["input"])}
                  for r in train + test if r.get("choices") and r["task"] in tuned}
     extra = {"tokenizer_sha256": state["tokenizer_sha256"], "questions": questions,
              "data_sha256": hashlib.sha256(json.dumps([max_len, train]).encode()).hexdigest()}

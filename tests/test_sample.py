@@ -314,6 +314,7 @@ class Terminal:
 WARNING = "Ctrl-C again or Ctrl-D ends the chat"
 
 
+@pytest.mark.skipif(not os.environ.get("TERMINAL"), reason="TERMINAL=1: readline may miss a key on a busy machine")
 @pytest.mark.parametrize("end", ["\x03\x03", "\x04"])
 def test_chat_in_a_terminal(chat_model, end):
     """With a paste longer than a terminal's line, and Ctrl-C in each place where it may come."""
