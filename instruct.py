@@ -323,42 +323,54 @@ def table(result):
 # ----------------------------------------------------------------------------------------------
 # Tuning
 
-def tune(model, tok, records, max_len, cfg, machine, extra):
-    """Tune `model` on records, some of which are held out -> the best model by their loss"""
-    # hold out, before reverse complements are added to the rest
+def hold_out(records, cfg):
+    """-> (validation records, training records), to the latter of which reverse complements are
+    added only now, so that none of a held-out record is among them"""
     order = np.random.default_rng(cfg.seed).permutation(len(records))
     n_val = max(1, int(len(records) * cfg.val_fraction))
     val, train = [records[i] for i in order[:n_val]], [records[i] for i in order[n_val:]]
-    if cfg.reverse_complement:
-        train += other_strand(train)
+    return val, train + other_strand(train) if cfg.reverse_complement else train
+
+
+def plan_batches(rows, cfg, machine, balance, collate):
+    """-> (cfg with its max_steps, the function from a step to this process's micro-batches that
+    fit() wants). Batch k of the run is batch k % n of epoch k // n."""
+    n, accumulation = math.ceil(len(rows) / cfg.batch_size), cfg.gradient_accumulation_steps
+    if not cfg.max_steps:
+        cfg = replace(cfg, max_steps=math.ceil(cfg.epochs * n / accumulation))
+
+    @functools.lru_cache(maxsize=1)
+    def epoch(e):
+        return epoch_batches(rows, cfg.batch_size, balance, (cfg.seed, e))
+
+    def batches(step):
+        first = step * accumulation
+        mine = range(first + machine.rank, first + accumulation, machine.world)
+        return [collate([rows[i] for i in epoch(k // n)[k % n]]) for k in mine]
+
+    return cfg, batches
+
+
+def tune(model, tok, records, max_len, cfg, machine, extra):
+    """Tune `model` on records, some of which are held out -> the best model by their loss"""
+    val, train = hold_out(records, cfg)
     block_size = model.config.block_size
     val = [row for row in encode_rows(val, tok, block_size, max_len) if row]
     train = [row for row in encode_rows(train, tok, block_size, max_len) if row]
     if not val or not train:
         raise ValueError(f"{', '.join(cfg.tasks)}: {len(records)} rows are too few to tune on")
 
-    # batch k of the run is batch k % n of epoch k // n
-    n, accumulation = math.ceil(len(train) / cfg.batch_size), cfg.gradient_accumulation_steps
-    if not cfg.max_steps:
-        cfg = replace(cfg, max_steps=math.ceil(cfg.epochs * n / accumulation))
+    to_batch = functools.partial(collate, prompt_loss=cfg.prompt_loss)
+    cfg, batches = plan_batches(train, cfg, machine, cfg.balance, to_batch)
     if machine.is_main:
         mean = np.mean([len(row.prompt) + len(row.response) for row in train])
         print(f"{len(train):,} rows of {len({row.task for row in train})} tasks, {mean:.0f} tokens "
               "each")
 
-    @functools.lru_cache(maxsize=1)
-    def epoch(e):
-        return epoch_batches(train, cfg.batch_size, cfg.balance, (cfg.seed, e))
-
-    def batches(step):
-        first = step * accumulation
-        mine = range(first + machine.rank, first + accumulation, machine.world)
-        return [collate([train[i] for i in epoch(k // n)[k % n]], cfg.prompt_loss) for k in mine]
-
     def evaluate():
         nats = count = 0.0
         for batch in epoch_batches(val, cfg.batch_size, 0.0, 0)[machine.rank::machine.world]:
-            batch = machine.to_device(collate([val[i] for i in batch], cfg.prompt_loss))
+            batch = machine.to_device(to_batch([val[i] for i in batch]))
             targets = (batch[1] != -1).sum().item()
             with machine.autocast():
                 nats += model(*batch)[1].item() * targets

@@ -34,9 +34,8 @@ from tqdm import tqdm
 import config
 from bpe import Tokenizer
 from config import toy
-from config.read import (IUPAC, check_labels, clean_dna, find_tables, read_alpaca, read_fasta,
-                         read_paragraphs, read_table, read_task_json, require, reverse_complement,
-                         stem)
+from config.read import (IUPAC, check_labels, find_tables, read_alpaca, read_fasta, read_paragraphs,
+                         read_table, read_task_json, require, reverse_complement, stem)
 
 
 @dataclass
@@ -433,13 +432,19 @@ def read_tasks(cfg):
 MARK = ".prepared"      # a file in tasks/, to know it by: the next run replaces the whole folder
 
 
+def write_records(path, records):
+    """Write Alpaca records as a JSON array, one per line, atomically."""
+    with open(f"{path}.tmp", "w", encoding="utf-8") as f:
+        lines = (json.dumps(r, ensure_ascii=False) for r in records)
+        f.write("[\n" + ",\n".join(lines) + "\n]\n")
+    os.replace(f"{path}.tmp", path)
+
+
 def write_tasks(tasks, folder):
     os.makedirs(folder)
     open(f"{folder}/{MARK}", "w").close()
     for name, records in tasks.items():
-        with open(f"{folder}/{name}", "w", encoding="utf-8") as f:
-            lines = (json.dumps(r, ensure_ascii=False) for r in records)
-            f.write("[\n" + ",\n".join(lines) + "\n]\n")
+        write_records(f"{folder}/{name}", records)
 
 
 # ----------------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ Shapes: B batch, T time (tokens), L labels.
 import functools
 import hashlib
 import json
-import math
 import os
 import shutil
 from dataclasses import asdict, dataclass, replace
@@ -29,8 +28,8 @@ import config
 from bench.kmers import read_by_task, read_scores, score_labels, write_scores
 from bpe import Tokenizer
 from config.machine import find_machine
-from instruct import (InstructConfig, Row, epoch_batches, find_files, other_strand,
-                      records_to_tune, table, with_means)
+from instruct import (InstructConfig, Row, epoch_batches, find_files, hold_out, other_strand,
+                      plan_batches, records_to_tune, table, with_means)
 from model import GPT, load_checkpoint
 from train import fit, open_out_dir
 
@@ -85,18 +84,7 @@ def collate(rows):
 
 def tune(model, train, val, cfg, machine, extra):
     """Train a Classifier on rows -> the best one by the loss on other rows"""
-    n, accumulation = math.ceil(len(train) / cfg.batch_size), cfg.gradient_accumulation_steps
-    if not cfg.max_steps:
-        cfg = replace(cfg, max_steps=math.ceil(cfg.epochs * n / accumulation))
-
-    @functools.lru_cache(maxsize=1)
-    def epoch(e):
-        return epoch_batches(train, cfg.batch_size, 0.0, (cfg.seed, e))
-
-    def batches(step):
-        first = step * accumulation
-        mine = range(first + machine.rank, first + accumulation, machine.world)
-        return [collate([train[i] for i in epoch(k // n)[k % n]]) for k in mine]
+    cfg, batches = plan_batches(train, cfg, machine, 0.0, collate)
 
     def evaluate():
         nats = 0.0
@@ -136,14 +124,8 @@ def classify(pretrained, tok, train, test, cfg, machine, extra):
     rows_of = functools.partial(encode, labels=labels, tok=tok,
                                 block_size=pretrained.config.block_size)
 
-    # hold out, before reverse complements are added to the rest
-    order = np.random.default_rng(cfg.seed).permutation(len(train))
-    n_val = max(1, int(len(train) * cfg.val_fraction))
-    val, train = [train[i] for i in order[:n_val]], [train[i] for i in order[n_val:]]
-    if cfg.reverse_complement:
-        train += other_strand(train)
-
     # tune
+    val, train = hold_out(train, cfg)
     torch.manual_seed(cfg.seed)
     shape = replace(pretrained.config, dropout=cfg.dropout)
     model = Classifier(shape, len(labels)).to(machine.device)

@@ -22,14 +22,12 @@ scores/nearest.json of the first folder. All baselines there are copied to the s
 they do not depend on prompts.
 """
 import argparse
-import json
 import os
 import random
 import re
 import shutil
 from collections import Counter
 
-import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -138,14 +136,6 @@ def read_folder(folder):
     return {name: read_tasks([os.path.join(folder, name)]) for name in names}
 
 
-def write_records(path, records):
-    """Write Alpaca records as prepare.py does, one per line; atomically."""
-    with open(f"{path}.tmp", "w", encoding="utf-8") as f:
-        lines = (json.dumps(r, ensure_ascii=False) for r in records)
-        f.write("[\n" + ",\n".join(lines) + "\n]\n")
-    os.replace(f"{path}.tmp", path)
-
-
 def room_for_prompts(init_from, files):
     """-> the tokenizer of a model, and the most tokens that instruct.py gives a prompt for it"""
     model, state = load_checkpoint(os.path.join(init_from, "best.pt"))
@@ -222,7 +212,7 @@ def main(argv):
     # write them, and the baselines beside them
     os.makedirs(args.out, exist_ok=True)
     for name, records in files.items():
-        write_records(os.path.join(args.out, name), records)
+        prepare.write_records(os.path.join(args.out, name), records)
     scores = os.path.join(args.folder, "scores")
     if args.nearest:
         write_scores(os.path.join(scores, "nearest.json"), votes, shots=args.shots)

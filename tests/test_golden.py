@@ -9,7 +9,6 @@ import config
 import train
 from bpe import Tokenizer
 from conftest import SMALL
-from model import load_checkpoint
 from test_train import read_log
 
 # noted at commit 8c79995, whose code gives these to the last bit; another processor rounds differently
