@@ -30,8 +30,9 @@ from tqdm import tqdm
 import config
 from bpe import Tokenizer
 from config.machine import find_machine
+from config.read import read_alpaca, require, reverse_complement
 from model import common_prefix, load_checkpoint
-from prepare import encode_prompts, max_prompt_len, read_alpaca, reverse_complement
+from prepare import encode_prompts, max_prompt_len
 from train import RunConfig, fit, open_out_dir, resume_from
 
 
@@ -74,6 +75,14 @@ def read_tasks(patterns):
     """-> the records of Alpaca files, each with its "task", by default the file's name"""
     return [{"task": os.path.basename(path).split(".")[0]} | r
             for path in find_files(patterns) for r in read_alpaca(path)]
+
+
+def by_task(records):
+    """-> {task: its records}"""
+    tasks = defaultdict(list)
+    for r in records:
+        tasks[r["task"]].append(r)
+    return dict(tasks)
 
 
 def other_strand(records):
@@ -235,13 +244,10 @@ def score(model, tok, records, max_len, cfg, machine):
     majority is the accuracy of always giving the most frequent answer."""
     model.eval()
     ask = answer_both_strands if cfg.both_strands else answer
-    tasks = defaultdict(list)
-    for r in records:
-        tasks[r["task"]].append(r)
     total = len(records) + cfg.both_strands * len(other_strand(records))
     bar = tqdm(total=total, desc="scoring", unit=" rows", disable=None if machine.is_main else True)
     scores = {}
-    for task, members in sorted(tasks.items()):
+    for task, members in sorted(by_task(records).items()):
         # answer and count this process's share of the rows
         mine = members[machine.rank::machine.world]
         answers = ask(model, tok, mine, max_len, cfg, machine, bar)
@@ -353,12 +359,11 @@ def plan_batches(rows, cfg, machine, balance, collate):
 
 def tune(model, tok, records, max_len, cfg, machine, extra):
     """Tune `model` on records, some of which are held out -> the best model by their loss"""
-    val, train = hold_out(records, cfg)
     block_size = model.config.block_size
-    val = [row for row in encode_rows(val, tok, block_size, max_len) if row]
-    train = [row for row in encode_rows(train, tok, block_size, max_len) if row]
-    if not val or not train:
-        raise ValueError(f"{', '.join(cfg.tasks)}: {len(records)} rows are too few to tune on")
+    val, train = ([row for row in encode_rows(part, tok, block_size, max_len) if row]
+                  for part in hold_out(records, cfg))
+    require(val and train,
+            f"{', '.join(cfg.tasks)}: {len(records)} rows are too few to tune on")
 
     to_batch = functools.partial(collate, prompt_loss=cfg.prompt_loss)
     cfg, batches = plan_batches(train, cfg, machine, cfg.balance, to_batch)
@@ -378,9 +383,7 @@ def tune(model, tok, records, max_len, cfg, machine, extra):
         nats, count = machine.sum(nats, count)
         return {"val_loss": nats / count, "bits_per_base": None, "bits_per_byte": None}
 
-    resumed = None
-    if cfg.resume:
-        model, resumed = resume_from(cfg, machine, extra)
+    model, resumed = resume_from(cfg, machine, extra) if cfg.resume else (model, None)
     open_out_dir(cfg, machine, os.path.join(cfg.init_from, "tokenizer.json"))
     fit(model, cfg, machine, batches, evaluate, extra, resumed)
     machine.barrier()
@@ -393,13 +396,11 @@ def records_to_tune(cfg, test):
     names, left_out = {r["task"] for r in records}, set()
     for pattern in cfg.leave_out:
         matched = fnmatch.filter(names, pattern)
-        if not matched:
-            raise ValueError(f"leave_out={pattern}: no task of this name: there are "
-                             f"{', '.join(sorted(names))}")
+        require(matched, f"leave_out={pattern}: no task of this name: there are "
+                f"{', '.join(sorted(names))}")
         left_out.update(matched)
     tuned = without_leaks([r for r in records if r["task"] not in left_out], test)
-    if not tuned:
-        raise ValueError(f"{', '.join(cfg.tasks)}: nothing is left to tune on")
+    require(tuned, f"{', '.join(cfg.tasks)}: nothing is left to tune on")
     return tuned
 
 

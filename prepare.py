@@ -256,9 +256,8 @@ def max_prompt_len(tok, choices, block_size):
     """-> the most tokens that a prompt may have: the context less the longest choice and its stop
     token, or less an eighth of the context where there are no choices"""
     longest = max((len(ids) + 1 for ids in tok.encode_batch(choices)), default=block_size // 8)
-    if longest > block_size // 2:
-        raise ValueError(f"a choice is {longest} tokens long, of block_size={block_size}: "
-                         "shorten it")
+    require(longest <= block_size // 2,
+            f"a choice is {longest} tokens long, of block_size={block_size}: shorten it")
     return block_size - longest
 
 

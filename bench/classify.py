@@ -25,11 +25,11 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import config
-from bench.kmers import read_by_task, read_scores, score_labels, write_scores
+from bench.kmers import read_scores, score_labels, write_scores
 from bpe import Tokenizer
 from config.machine import find_machine
-from instruct import (InstructConfig, Row, epoch_batches, find_files, hold_out, other_strand,
-                      plan_batches, records_to_tune, table, with_means)
+from instruct import (InstructConfig, Row, by_task, epoch_batches, find_files, hold_out,
+                      other_strand, plan_batches, read_tasks, records_to_tune, table, with_means)
 from model import GPT, load_checkpoint
 from train import fit, open_out_dir
 
@@ -179,11 +179,12 @@ def main(argv):
     cfg = config.from_command_line(ClassifyConfig, "instruct", argv)
     if not cfg.epochs and not cfg.max_steps:
         raise ValueError("epochs=0: a classifier has to be trained: give epochs or max_steps")
-    path_of = {task: path for path in find_files(cfg.eval_tasks) for task in read_by_task([path])}
-    test = read_by_task(cfg.eval_tasks)
-    train = {}
-    for r in records_to_tune(cfg, [r for records in test.values() for r in records]):
-        train.setdefault(r["task"], []).append(r)
+    path_of, scored = {}, []
+    for path in find_files(cfg.eval_tasks):
+        found = read_tasks([path])
+        path_of |= dict.fromkeys((r["task"] for r in found), path)
+        scored += found
+    train, test = by_task(records_to_tune(cfg, scored)), by_task(scored)
     tasks = [task for task in sorted(train.keys() & test.keys())
              if len(train[task]) > 1 and all(r.get("choices") for r in train[task] + test[task])]
     if not tasks:

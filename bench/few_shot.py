@@ -36,7 +36,7 @@ import prepare
 from bench.kmers import is_dna, kmer_roots, score_labels, write_scores
 from bpe import Tokenizer
 from config.read import reverse_complement
-from instruct import read_tasks, table, with_means
+from instruct import by_task, read_tasks, table, with_means
 from model import load_checkpoint
 
 
@@ -150,11 +150,8 @@ def add_examples(files, args):
     def usable(r):
         return bool(r.get("choices")) and is_dna(r["input"])
 
-    train = {}
-    for name, records in files.items():
-        for r in records if not prepare.is_scored(name) else []:
-            if usable(r):
-                train.setdefault(r["task"], []).append(r)
+    train = by_task(r for name, records in files.items() if not prepare.is_scored(name)
+                    for r in records if usable(r))
     tok, max_len = room_for_prompts(args.init_from, files) if args.init_from else (None, None)
 
     files, votes, wanted, given = dict(files), {}, 0, 0

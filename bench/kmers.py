@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 import config
 from config.read import IUPAC
-from instruct import read_tasks, summarize, table, with_means
+from instruct import by_task, read_tasks, summarize, table, with_means
 
 K = 6
 DECAYS = (1e-3, 3e-3, 1e-2, 3e-2)       # weight decays to choose from
@@ -118,14 +118,6 @@ def score_labels(true, predicted, n_labels):
 # ----------------------------------------------------------------------------------------------
 # Tasks and their scores
 
-def read_by_task(paths):
-    """Alpaca files -> {task: list of records}"""
-    tasks = {}
-    for r in read_tasks(paths):
-        tasks.setdefault(r["task"], []).append(r)
-    return tasks
-
-
 def is_dna(text):
     return re.fullmatch(f"[{IUPAC}]+", text) is not None
 
@@ -183,7 +175,8 @@ def main(argv):
     parser.add_argument("--pattern", default="*", help="which names, such as 'tf_*'")
     parser.add_argument("--split", choices=("dev", "test"), help="default: dev if there is one")
     args = parser.parse_args(argv)
-    train, test = map(read_by_task, find_pairs(args.folder, args.pattern, args.split))
+    train, test = (by_task(read_tasks(paths))
+                   for paths in find_pairs(args.folder, args.pattern, args.split))
     current = {task: fingerprint(train[task], test[task])
                for task in sorted(train.keys() & test.keys()) if is_usable(train[task], test[task])}
 
