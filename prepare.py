@@ -227,9 +227,18 @@ def alpaca_parts(instruction, has_input):
     return before, "### Response:\n"
 
 
+def fold(input):
+    """DNA of 16 bases or more is written on two lines, broken in its middle, as a token never spans
+    lines: whatever stands in the middle (the site to judge, where transcription starts) begins a
+    token, next to the same mark in every prompt. Other text stays as it is."""
+    half = len(input) // 2
+    is_dna = re.fullmatch(f"[{IUPAC}]{{16,}}", input)
+    return f"{input[:half]}\n{input[half:]}" if is_dna else input
+
+
 def alpaca_prompt(instruction, input=""):
     before, after = alpaca_parts(instruction, bool(input))
-    return before + input + after
+    return before + fold(input) + after
 
 
 def encode_prompts(tok, asked, max_len):
@@ -244,7 +253,8 @@ def encode_prompts(tok, asked, max_len):
     ids_of = dict(zip(texts, tok.encode_batch(texts)))
 
     prompts, n_cut = [], 0
-    for (instruction, input), ids in zip(asked, tok.encode_batch([input for _, input in asked])):
+    inputs = tok.encode_batch([fold(input) for _, input in asked])
+    for (instruction, input), ids in zip(asked, inputs):
         before, after = (ids_of[text] for text in parts[instruction, bool(input)])
         left = max_len - len(before) - len(after)
         n_cut += 0 <= left < len(ids)

@@ -14,7 +14,7 @@ from bpe import Tokenizer
 from config.read import read_alpaca, reverse_complement
 from conftest import listing, merge
 from prepare import (PrepareConfig, alpaca_parts, alpaca_prompt, documents, encode_prompts,
-                     find_leaks, is_scored, overlapping, reservoir_sample)
+                     find_leaks, fold, is_scored, overlapping, reservoir_sample)
 
 
 def write(path, text):
@@ -199,6 +199,18 @@ def test_alpaca_prompt():
         "Below is an instruction that describes a task, paired with an input that provides further "
         "context. Write a response that appropriately completes the request.\n\n### Instruction:\n"
         "Say it.\n\n### Input:\nACGT\n\n### Response:\n")
+
+
+def test_dna_is_broken_in_its_middle(tok):
+    dna = random_dna(400)
+    assert fold(dna) == dna[:200] + "\n" + dna[200:]
+    assert fold("ACGTACGTACGTACGTA") == "ACGTACGT\nACGTACGTA"
+    for text in ("", "ACGTACGTACGTACG", "Is ACGTACGTACGTACGT a promoter?", dna.lower()):
+        assert fold(text) == text
+    assert "\n" + dna[200:] + "\n\n### Response" in alpaca_prompt("Splice?", dna)
+    (ids,), _ = encode_prompts(tok, [("Splice?", dna)], 10 ** 6)
+    left, right = tok.encode(dna[:200]), tok.encode(dna[200:])
+    assert str(left + tok.encode("\n") + right)[1:-1] in str(ids.tolist())
 
 
 def test_encode_prompts(tok):

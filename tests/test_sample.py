@@ -17,6 +17,7 @@ import torch
 import sample
 from bpe import Tokenizer
 from model import GPT, GPTConfig, load_checkpoint
+from prepare import fold
 from sample import find_question, parse_message, total_bits
 
 ROOT = os.path.dirname(os.path.abspath(sample.__file__))
@@ -159,7 +160,7 @@ def test_dna_is_cleaned_and_prose_is_not(toy, capsys, given, kept):
               "--max_new_tokens=1")
     unit = "bases" if kept == BASES else "characters"
     assert out.startswith(f"read {len(kept)} {unit}\n### Instruction:\nSpeak.\n\n"
-                          f"### Input:\n{kept}\n\n### Response:\n")
+                          f"### Input:\n{fold(kept)}\n\n### Response:\n")
 
 
 def test_long_inputs_are_cut_at_their_end(toy, capsys):
