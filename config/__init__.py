@@ -121,14 +121,21 @@ def convert(value, kind):
 
 
 def help_text(cls, section):
-    """The fields of a config with their defaults and the comments beside them in the source."""
+    """The script's docstring, then the fields of its config with their defaults and the comments
+    beside them in the source. A comment line above a field is a heading."""
     notes = {}
     for base in reversed(cls.__mro__[:-1]):
-        notes |= dict(re.findall(r"^    (\w+):.*?  # (.*)$", inspect.getsource(base), re.MULTILINE))
-    lines = [f"python {section}.py [config/NAME.toml] [--key=value ...]", ""]
+        found = re.findall(r"^(?:    # (.*)\n)?    (\w+):.*?  # (.*)$", inspect.getsource(base),
+                           re.MULTILINE)
+        for heading, name, note in found:       # an inherited field keeps its heading
+            notes[name] = heading or notes.get(name, [""])[0], note
+    lines = [inspect.getdoc(sys.modules[cls.__module__]),
+             f"\npython {section}.py [config/NAME.toml] [--key=value ...]\n"]
     for f in fields(cls):
+        heading, note = notes[f.name]
         shown = ",".join(f.default) if isinstance(f.default, tuple) else f.default
-        lines.append(f"--{f.name}={shown}\n        {notes.get(f.name, '')}")
+        lines += [f"\n{heading}\n"] if heading else []
+        lines.append(f"--{f.name}={shown}\n        {note}")
     return "\n".join(lines)
 
 

@@ -1,6 +1,7 @@
 """Configuration: where values come from, and what is refused."""
 import glob
 import os
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -17,6 +18,7 @@ CONFIGS = {"prepare": PrepareConfig, "train": TrainConfig, "instruct": InstructC
 
 @dataclass
 class Example:
+    # What it does
     steps: int = 10             # how many
     rate: float = 0.1           # how fast
     name: str = "a"             # what it is called
@@ -108,3 +110,22 @@ def test_help_explains_every_field(script, capsys):
     keys = [i for i, line in enumerate(lines) if line.startswith("--")]
     assert len(keys) == len(CONFIGS[script].__dataclass_fields__)
     assert all(lines[i + 1].strip() for i in keys)
+
+
+@dataclass
+class Grouped(Example):
+    name: str = "b"             # what it is called now
+    # How it ends
+    when: int = 3               # hours
+    again: bool = False         # and again
+
+
+def test_help_is_the_docstring_and_keys_in_groups():
+    """A heading stands before the keys of its group; an inherited key keeps its own."""
+    text = config.help_text(Grouped, "train")
+    assert text.startswith(__doc__ + "\n\npython train.py [config/NAME.toml] [--key=value ...]\n")
+    groups = [re.findall("^--([a-z_]+)=", part, re.MULTILINE) for part in
+              re.split("\n(?:What it does|How it ends)\n", text)]
+    assert groups == [[], ["steps", "rate", "name", "loud", "batch_size", "dropout", "files"],
+                      ["when", "again"]]
+    assert "--name=b\n        what it is called now\n" in text
