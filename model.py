@@ -38,8 +38,8 @@ class GPTConfig:
 # The network
 
 def attention(q, k, v, mask, dropout):
-    """F.scaled_dot_product_attention written out, for CPUs in bfloat16: their fused kernel leaves
-    the bfloat16 units idle and takes two to three times as long.
+    """F.scaled_dot_product_attention written out. In bfloat16 on a CPU its fused kernel leaves the
+    bfloat16 units idle and takes two to three times as long; on MPS it has been silently wrong.
 
     q: (B, H, T, D); k, v: (B, H, S, D)
     mask: which keys each token attends to, bool, broadcast to (B, H, T, S); None is causal
@@ -73,7 +73,7 @@ class CausalSelfAttention(nn.Module):
 
         # attend: (B, H, T, D) x (B, H, D, S) -> (B, H, T, S), times (B, H, S, D) -> (B, H, T, D)
         dropout = self.dropout if self.training else 0.0
-        if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        if q.device.type == "mps" or q.device.type == "cpu" and q.dtype == torch.bfloat16:
             y = attention(q, k, v, mask, dropout)
         else:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout,
@@ -375,12 +375,12 @@ def save_checkpoint(path, model, **more):
 
 
 def load_checkpoint(path, device="cpu", dropout=0.0):
-    """-> (model, the whole checkpoint as a dict), both on `device`"""
+    """-> (model on `device`, the whole checkpoint as a dict on the CPU)"""
     if not os.path.exists(path):
         raise FileNotFoundError(f"{path}: no such checkpoint: train a model first, or give another "
                                 "folder")
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:      # damaged bytes can make the unpickler raise anything
         raise ValueError(f"{path}: not a complete checkpoint ({type(e).__name__}): was it cut short "
                          "in copying?") from None

@@ -8,6 +8,7 @@ The machine: device, dtype, and the processes that train together.
 import ctypes
 import importlib.util
 import os
+import re
 import shutil
 import sys
 from dataclasses import dataclass
@@ -15,10 +16,12 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-# Peak bfloat16 FLOP/s of some GPUs, dense, from their data sheets; a longer name comes first.
-PEAK_FLOPS = {"B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12,
-              "H100": 989e12, "A100": 312e12, "A40": 149.7e12, "A6000": 154.8e12, "L40S": 362e12,
-              "L4": 121e12, "RTX 5090": 209.5e12, "RTX 4090": 165e12, "RTX 3090": 71e12}
+# Peak bfloat16 FLOP/s of some GPUs, dense, from their data sheets; the more specific name first.
+PEAK_FLOPS = {"B200": 2250e12, "H200 NVL": 835e12, "H200": 989e12, "H100 PCIe": 756e12,
+              "H100 NVL": 835e12, "H100": 989e12, "A100": 312e12, "A40": 149.7e12,
+              "RTX A6000": 154.8e12, "L40S": 362e12, "L40": 181e12, "L4": 121e12,
+              "RTX 5090": 209.5e12, "RTX 4090": 165.2e12, "RTX 3090": 71e12}
+RELATIVES = {"Ti", "SUPER", "D", "Laptop", "MIG"}   # words in the names of others, not listed
 
 
 @dataclass
@@ -51,13 +54,13 @@ class Machine:
         return total.tolist()
 
     def barrier(self):
-        if self.world > 1:
+        if dist.is_initialized():
             dist.barrier()
 
     def close(self):
         """Leave the process group, after the main process has finished writing."""
-        if self.world > 1:
-            dist.barrier()
+        self.barrier()
+        if dist.is_initialized():
             dist.destroy_process_group()
 
 
@@ -66,14 +69,14 @@ def find_machine(cfg):
     # the device, and the other processes
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = find_device(cfg.device)
-    if world > 1:
+    if cfg.gradient_accumulation_steps % world:
+        raise ValueError(f"gradient_accumulation_steps={cfg.gradient_accumulation_steps} cannot be "
+                         f"divided among {world} processes: choose a multiple")
+    if "RANK" in os.environ:
         if device.type == "cuda":
             dist.init_process_group("nccl", device_id=device)
         else:
             dist.init_process_group("gloo")
-        if cfg.gradient_accumulation_steps % world:
-            raise ValueError(f"gradient_accumulation_steps={cfg.gradient_accumulation_steps} cannot "
-                             f"be divided among {world} processes: choose a multiple")
 
     # the dtype of its matrix products
     dtypes = {"auto": fast_dtype(device), "float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -81,7 +84,7 @@ def find_machine(cfg):
         raise ValueError(f"dtype={cfg.dtype} is not one of {', '.join(dtypes)}")
     dtype = dtypes[cfg.dtype]
 
-    # what makes it fast, and on a CPU repeatable to the bit
+    # what makes it fast, and on a CPU, but on no other device, repeatable to the bit
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")      # TF32
     elif device.type == "cpu":
@@ -89,7 +92,9 @@ def find_machine(cfg):
         # compiled, the embedding's gradient would be summed in a different order each time
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False
-    peak = listed_peak(device, dtype)
+    peak = None
+    if device.type == "cuda" and dtype == torch.bfloat16:
+        peak = listed_peak(torch.cuda.get_device_name(device))
     return Machine(device, dtype, peak and world * peak, rank, world)
 
 
@@ -104,6 +109,9 @@ def find_device(name):
         if device.type == "cuda":       # chosen before anything is allocated on another one
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
             torch.cuda.set_device(device)
+            # cuDNN would plan anew, for up to a second, for each of the many shapes of tuning,
+            # scoring and generation; for the one shape of pretraining flash attention is as fast
+            torch.backends.cuda.enable_cudnn_sdp(False)
         torch.empty(1, device=device)
         return device
     except (RuntimeError, AssertionError, AttributeError):     # the last: torch without CUDA
@@ -118,11 +126,11 @@ def fast_dtype(device):
     return torch.bfloat16 if fast.get(device.type, bool)() else torch.float32
 
 
-def listed_peak(device, dtype):
-    """-> FLOP/s from the data sheet, None if the device is not listed"""
-    if device.type == "cuda" and dtype == torch.bfloat16:
-        name = torch.cuda.get_device_name(device)
-        return next((flops for model, flops in PEAK_FLOPS.items() if model in name), None)
+def listed_peak(name):
+    """name: of a GPU, as "NVIDIA H100 80GB HBM3" -> FLOP/s from its data sheet, None if not listed"""
+    words = set(re.findall(r"\w+", name))
+    return next((flops for model, flops in PEAK_FLOPS.items()
+                 if words >= set(model.split()) and not words & RELATIVES), None)
 
 
 def keep_memory():
