@@ -44,6 +44,7 @@ class PrepareConfig:
     dna: tuple = ()                 # FASTA files; without any input, the toy world
     english: tuple = ()             # text files, a blank line between paragraphs
     tasks: tuple = ()               # folders of train.csv, dev.csv, test.csv; .csv or Alpaca files
+    tasks_as_text: bool = False     # the tasks' training sequences are DNA to pretrain on, too
     keep_overlaps: bool = False     # keep training rows that overlap with a scored row
     vocab_size: int = 640           # ids of the tokenizer
     split: str = "mixed"            # how DNA is read: mixed, mixed6, mixed1, none
@@ -449,6 +450,15 @@ def write_records(path, records):
     os.replace(f"{path}.tmp", path)
 
 
+def write_sequences(tasks, path):
+    """Write the DNA of all training rows, each once, as FASTA: text, without the labels."""
+    found = dict.fromkeys(r["input"] for name in tasks if not is_scored(name) for r in tasks[name]
+                          if re.fullmatch(f"[{IUPAC}]{{{OVERLAP},}}", r["input"]))
+    require(found, "--tasks_as_text, but no task has DNA to train on")
+    with open(path, "w", encoding="utf-8") as f:
+        f.writelines(f">{i}\n{dna}\n" for i, dna in enumerate(found))
+
+
 def write_tasks(tasks, folder):
     os.makedirs(folder)
     open(f"{folder}/{MARK}", "w").close()
@@ -521,6 +531,10 @@ def main(argv):
         tasks = read_tasks(cfg)
         if tasks:
             write_tasks(tasks, f"{folder}/tasks")
+        if cfg.tasks_as_text:
+            sequences = f"{folder}/tasks/sequences.fa"
+            write_sequences(tasks, sequences)
+            cfg = replace(cfg, dna=(*cfg.dna, sequences))
         if cfg.dna or cfg.english:
             write_text(cfg, tasks, folder)
     is_default = toy_world and cfg.data_dir == PrepareConfig.data_dir

@@ -213,6 +213,20 @@ def test_dna_is_broken_in_its_middle(tok):
     assert str(left + tok.encode("\n") + right)[1:-1] in str(ids.tolist())
 
 
+def test_tasks_as_text(tmp_path):
+    """The training sequences, each once, are documents; those of scored rows are not."""
+    train, dev = some_rows(120), some_rows(20, seed=7)
+    folder = table(tmp_path / "task", {"train": train + train[:9], "dev": dev})
+    prepare.main([f"--dna={fasta(tmp_path / 'g.fa', [random_dna(20_000, i) for i in range(9)])}",
+                  f"--tasks={folder}", "--tasks_as_text", f"--data_dir={tmp_path / 'data'}",
+                  "--vocab_size=300", "--val_fraction=0.25"])
+    text = Counter(doc for docs in documents_of(tmp_path / "data")[0].values()
+                   for doc in docs)
+    assert all(text[dna] == 1 for dna, _ in train) and not any(text[dna] for dna, _ in dev)
+    assert sorted(os.listdir(tmp_path / "data" / "tasks")) == [
+        ".prepared", "sequences.fa", "task.dev.json", "task.train.json"]
+
+
 def test_encode_prompts(tok):
     """Whole prompts have the ids of their text; a cut one lacks the end of its input."""
     asked = [("Say it.", ""), ("Find it.", "ACGT" * 30), ("Find it.", "Some prose, CAT and NNACGTACGTA."),
