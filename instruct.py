@@ -30,9 +30,9 @@ from tqdm import tqdm
 import config
 from bpe import Tokenizer
 from config.machine import find_machine
-from config.read import read_alpaca, require, reverse_complement
-from model import common_prefix, load_checkpoint
-from prepare import encode_prompts, max_prompt_len
+from config.read import find_tables, read_alpaca, require, reverse_complement
+from model import common_prefix, load_checkpoint, load_model
+from prepare import encode_prompts, max_prompt_len, read_task
 from train import RunConfig, fit, open_out_dir, resume_from
 
 
@@ -41,7 +41,7 @@ class InstructConfig(RunConfig):
     out_dir: str = "out/toy-instruct"   # folder to write to
     init_from: str = "out/toy"      # folder of the model to start from
     tasks: tuple = ("data/toy/tasks/*.train.json",)     # Alpaca files to tune on
-    eval_tasks: tuple = ("data/toy/tasks/*.test.json",)     # Alpaca files to score
+    eval_tasks: tuple = ("data/toy/tasks/*.test.json",)     # Alpaca files to score, or folders of CSV
     leave_out: tuple = ()           # tasks, by name or pattern, not to tune on
     balance: float = 0.0            # 0: a task counts by its rows, 1: all tasks alike, 0.5: between
     epochs: float = 2.0             # passes over the rows; 0: only score init_from
@@ -72,9 +72,20 @@ def find_files(patterns):
 
 
 def read_tasks(patterns):
-    """-> the records of Alpaca files, each with its "task", by default the file's name"""
-    return [{"task": os.path.basename(path).split(".")[0]} | r
-            for path in find_files(patterns) for r in read_alpaca(path)]
+    """-> the records of Alpaca files, each with its "task", by default the file's name; and of folders
+    of tables such as GUE, the test rows of each task or, where it has none, the dev rows"""
+    records = []
+    for path in find_files(patterns):
+        if os.path.isfile(path):
+            task = os.path.basename(path).split(".")[0]
+            records += [{"task": task} | r for r in read_alpaca(path)]
+            continue
+        for folder, tables in find_tables(path).items():
+            split = "test" if "test" in tables else "dev"
+            require(split in tables, f"{folder}: no test.csv or dev.csv to score")
+            (rows,) = read_task(folder, {split: tables[split]}, seed=0).values()
+            records += rows
+    return records
 
 
 def by_task(records):
@@ -272,7 +283,7 @@ def score(model, tok, records, max_len, cfg, machine):
 def add_baselines(scores, paths):
     """Add the MCC of each baseline to the scores of its tasks, as NAME_mcc: those are the files
     NAME.json in a folder scores/ beside the scored files (bench/kmers.py writes one)."""
-    for folder in sorted({os.path.dirname(path) for path in paths}):
+    for folder in sorted({os.path.dirname(path) for path in paths if not os.path.isdir(path)}):
         for path in sorted(glob.glob(os.path.join(glob.escape(folder), "scores", "*.json"))):
             name = os.path.splitext(os.path.basename(path))[0]
             try:
@@ -396,6 +407,8 @@ def tune(model, tok, records, max_len, cfg, machine, extra):
 
 def records_to_tune(cfg, test):
     """-> the records of cfg.tasks, except for those to leave out and those that are scored"""
+    for path in find_files(cfg.tasks):
+        require(os.path.isfile(path), f"{path}: a folder: let prepare.py make instructions of it")
     records = read_tasks(cfg.tasks)
     names, left_out = {r["task"] for r in records}, set()
     for pattern in cfg.leave_out:
@@ -420,9 +433,9 @@ def main(argv):
     test = read_tasks(cfg.eval_tasks)
     train = records_to_tune(cfg, test) if tuning else []
     machine = find_machine(cfg)
-    path, tokenizer = (os.path.join(cfg.init_from, name) for name in ("best.pt", "tokenizer.json"))
-    model, state = load_checkpoint(path, machine.device, cfg.dropout)
-    tok = Tokenizer.load(tokenizer, state["tokenizer_sha256"])
+    model, state = load_model(cfg.init_from, machine.device, cfg.dropout)
+    tokenizer = os.path.join(cfg.init_from, "tokenizer.json")
+    tok = Tokenizer.load(tokenizer, state.get("tokenizer_sha256"))
 
     # room for the longest choice, in tuning and in scoring alike
     choices = sorted({c for r in train + test for c in r.get("choices", [])})
@@ -432,9 +445,10 @@ def main(argv):
     # task, in the words of the test rows
     tuned = {r["task"] for r in train}
     questions = {r["task"]: {"instruction": r["instruction"], "choices": r["choices"],
-                              "has_input": bool(r["input"])}
+                              "has_input": bool(r["input"]),
+                              "either_strand": r.get("either_strand", False)}
                  for r in train + test if r.get("choices") and r["task"] in tuned}
-    extra = {"tokenizer_sha256": state["tokenizer_sha256"], "questions": questions,
+    extra = {"tokenizer_sha256": config.file_sha256(tokenizer), "questions": questions,
              "data_sha256": hashlib.sha256(json.dumps([max_len, train]).encode()).hexdigest()}
 
     # score, tune, score again

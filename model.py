@@ -393,6 +393,19 @@ def load_checkpoint(path, device="cpu", dropout=0.0):
     return model.to(device), state
 
 
+def load_model(folder, device="cpu", dropout=0.0):
+    """Read a model folder -> (model on `device`, a dict with what else is known of it): its best.pt,
+    or, where there is none, its GPT-2 files, with the questions that it was tuned on."""
+    path = os.path.join(folder, "best.pt")
+    if os.path.exists(path) or not os.path.exists(os.path.join(folder, "model.safetensors")):
+        return load_checkpoint(path, device, dropout)
+    state, path = {}, os.path.join(folder, "questions.json")
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as f:
+            state["questions"] = json.load(f)
+    return from_gpt2(folder, dropout).to(device), state
+
+
 # ==============================================================================================
 # GPT-2 files, in the layout of the `transformers` library. Not needed to understand the network.
 
@@ -404,7 +417,7 @@ PLAIN_GPT2 = {"model_type": ("gpt2",), "activation_function": ("gelu_new", "gelu
 SAFETENSORS_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def from_gpt2(folder):
+def from_gpt2(folder, dropout=0.0):
     """Read a GPT-2 from `model.safetensors` and `config.json` in a folder -> GPT"""
     path = os.path.join(folder, "config.json")
     try:
@@ -416,7 +429,8 @@ def from_gpt2(folder):
         if c.get("n_inner") not in (None, 4 * c["n_embd"]):
             raise ValueError(f"n_inner is {c['n_inner']}, not four times n_embd")
         model = GPT(GPTConfig(vocab_size=c["vocab_size"], block_size=c["n_positions"],
-                              n_layer=c["n_layer"], n_head=c["n_head"], n_embd=c["n_embd"]))
+                              n_layer=c["n_layer"], n_head=c["n_head"], n_embd=c["n_embd"],
+                              dropout=dropout))
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise ValueError(f"{path}: not the config of a plain GPT-2 ({e})") from None
 
@@ -436,8 +450,9 @@ def from_gpt2(folder):
     return model
 
 
-def save_gpt2(model, tok, folder):
-    """Write a folder that `transformers` loads: weights, config, and the tokenizer `tok`."""
+def save_gpt2(model, tok, folder, dtype=torch.float32):
+    """Write a folder that `transformers` loads: weights as float32 or in another `dtype`, config, and
+    the tokenizer `tok`."""
     os.makedirs(folder, exist_ok=True)
     c = model.config
     files = {
@@ -456,7 +471,7 @@ def save_gpt2(model, tok, folder):
         with open(os.path.join(folder, name), "w", encoding="utf-8") as f:
             json.dump(content, f, indent=2)
     tok.save(os.path.join(folder, "tokenizer.json"))
-    tensors = {f"transformer.{name}": p.detach().T if is_conv1d(name) else p.detach()
+    tensors = {f"transformer.{name}": (p.T if is_conv1d(name) else p).detach().to(dtype)
                for name, p in model.transformer.named_parameters()}
     write_safetensors(os.path.join(folder, "model.safetensors"), tensors)
 
@@ -489,16 +504,17 @@ def read_safetensors(path):
 
 
 def write_safetensors(path, tensors):
-    """tensors: {name: tensor}, written as float32; atomic"""
+    """tensors: {name: tensor}; atomic"""
+    names = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
     header, offset = {"__metadata__": {"format": "pt"}}, 0
     for name, tensor in tensors.items():
-        header[name] = {"dtype": "F32", "shape": list(tensor.shape),
-                        "data_offsets": [offset, offset + 4 * tensor.numel()]}
-        offset += 4 * tensor.numel()
+        header[name] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape),
+                        "data_offsets": [offset, offset + tensor.nbytes]}
+        offset += tensor.nbytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)         # tensors start at a multiple of eight
     with open(f"{path}.tmp", "wb") as f:
         f.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
-            f.write(tensor.float().contiguous().cpu().numpy().tobytes())
+            f.write(tensor.contiguous().cpu().view(torch.uint8).numpy().tobytes())
     os.replace(f"{path}.tmp", path)

@@ -42,6 +42,24 @@ def test_task_names(tmp_path):
     assert [r["task"] for r in records] == ["own", "x", "plain"]
 
 
+def test_folders_of_tables_are_scored(tmp_path):
+    """As GUE has them: the test rows, or the dev rows, asked in the first template."""
+    for name in ("EMP/H3/train", "EMP/H3/dev", "tf/0/dev", "tf/0/test"):
+        path = tmp_path / "GUE" / f"{name}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        dna = {"train": "AAA", "dev": "GGG", "test": "TTT"}[path.stem] + "ACGTACGT"
+        path.write_text(f"sequence,label\n{dna},0\n{dna},1\n")
+    records = read_tasks([str(tmp_path / "GUE")])
+    assert [(r["task"], r["input"][:3], r["output"]) for r in records] == [
+        ("EMP_H3", "GGG", "No Mark"), ("EMP_H3", "GGG", "Mark"),
+        ("tf_0", "TTT", "Background Sequences"), ("tf_0", "TTT", "Binding Sites")]
+    with pytest.raises(ValueError, match="GUE: a folder: let prepare.py"):
+        instruct.records_to_tune(InstructConfig(tasks=(str(tmp_path / "GUE"),)), [])
+    os.remove(tmp_path / "GUE" / "EMP" / "H3" / "dev.csv")
+    with pytest.raises(ValueError, match="H3: no test.csv or dev.csv"):
+        read_tasks([str(tmp_path / "GUE")])
+
+
 def test_files_are_found_once(tmp_path):
     for name in ("a.json", "b.json", "a[1].json"):
         (tmp_path / name).write_text("[]")

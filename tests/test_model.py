@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import model as model_module
 from bpe import Tokenizer
 from model import (GPT, Cache, GPTConfig, choose, common_prefix, from_gpt2, load_checkpoint,
-                   save_checkpoint, save_gpt2)
+                   load_model, save_checkpoint, save_gpt2)
 
 SMALL = GPTConfig(vocab_size=61, block_size=32, n_layer=2, n_head=2, n_embd=16)
 
@@ -105,6 +105,25 @@ def test_transformers_read_our_tokenizer(gpt, tmp_path, split):
     for text in ("see ACGTACGTAA.", "The CAT sat, ACGTNNACGTACGTA\n\nIt's 12 é 日本", " x  y "):
         assert theirs(text)["input_ids"] == tok.encode(text)
         assert theirs.decode(tok.encode(text)) == text
+
+
+def test_gpt2_files_in_bfloat16(gpt, tok, tmp_path):
+    """Half the size, the same weights up to rounding, read by load_model() with the questions."""
+    save_gpt2(gpt, tok, tmp_path / "full")
+    save_gpt2(gpt, tok, tmp_path / "half", torch.bfloat16)
+    sizes = [os.path.getsize(tmp_path / name / "model.safetensors") for name in ("full", "half")]
+    assert 0.45 < sizes[1] / sizes[0] < 0.55
+    model, state = load_model(tmp_path / "half")
+    assert state == {}
+    for p, q in zip(model.parameters(), gpt.parameters()):
+        assert torch.equal(p, q.bfloat16().float())
+    (tmp_path / "half" / "questions.json").write_text('{"letters": {"choices": ["a", "b"]}}')
+    assert load_model(tmp_path / "half")[1] == {"questions": {"letters": {"choices": ["a", "b"]}}}
+
+
+def test_a_folder_without_a_model(tmp_path):
+    with pytest.raises(FileNotFoundError, match="best.pt: no such checkpoint"):
+        load_model(tmp_path)
 
 
 def test_attention_written_out(gpt):

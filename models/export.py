@@ -1,0 +1,40 @@
+"""
+Pack a tuned model for others: GPT-2 files in bfloat16, which sample.py and instruct.py read like a
+folder of train.py's, and `transformers` too.
+
+    python -m models.export out/laptop-instruct models/laptop
+
+It writes model.safetensors, config.json, tokenizer.json and tokenizer_config.json; questions.json,
+the questions that the model was tuned on; and scores.json, if the model has been scored.
+"""
+import os
+import shutil
+import sys
+
+import torch
+
+import config
+from bpe import Tokenizer
+from model import load_model, save_gpt2
+
+
+def main(argv):
+    if len(argv) != 2 or argv[0].startswith("-"):
+        raise ValueError("give two folders: the model's, and the one to write to")
+    source, target = argv
+    if os.path.realpath(source) == os.path.realpath(target):
+        raise ValueError(f"{target}: that is where the model is: give another folder")
+    model, state = load_model(source)
+    tok = Tokenizer.load(os.path.join(source, "tokenizer.json"), state.get("tokenizer_sha256"))
+
+    save_gpt2(model, tok, target, torch.bfloat16)
+    config.write_json(os.path.join(target, "questions.json"), state.get("questions", {}))
+    scores = os.path.join(source, "scores.json")
+    if os.path.exists(scores):
+        shutil.copyfile(scores, os.path.join(target, "scores.json"))
+    size = sum(os.path.getsize(os.path.join(target, name)) for name in os.listdir(target))
+    print(f"wrote {target}, {size / 1e6:.1f} MB; next: python sample.py --out_dir={target} --chat")
+
+
+if __name__ == "__main__":
+    config.run(main)
