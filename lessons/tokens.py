@@ -2,7 +2,8 @@
 See what a tokenizer does: a text with its tokens in colour, and what is in a vocabulary.
 
     python -m lessons.tokens show data/toy/tokenizer.json "The TATA box: GGCTATAAAAGGGC"
-    python -m lessons.tokens show data/toy/tokenizer.json genome.fa --html=page.html
+    python -m lessons.tokens show data/toy/tokenizer.json genome.fa
+    python -m lessons.tokens show data/toy/tokenizer.json "Type here." --html=tokens.html
     python -m lessons.tokens report data/toy/tokenizer.json
 """
 import argparse
@@ -14,7 +15,7 @@ from collections import Counter
 import regex
 
 import config
-from bpe import RUN, Tokenizer, to_bytes
+from bpe import BYTE_NAME, GPT2_PATTERN, RUN, SPLITS, Tokenizer, to_bytes
 
 MODALITIES = ("dna", "english", "both", "other")
 
@@ -78,27 +79,25 @@ def show(tok, tokens, colour=True):
     return "\n".join([text, "", *legend])
 
 
-def show_html(tok, tokens):
-    """-> a page that works from disk, on which every token shows the merges that made it"""
-    # All tokens of the text, and those they were merged from, down to the bytes
-    made_of = {new: (rank, (left, right)) for rank, (left, right, new) in enumerate(tok.merges)}
-    vocab, waiting = {}, [i for i, _ in tokens]
-    while waiting:
-        i = waiting.pop()
-        if i not in vocab:
-            rank, parts = made_of.get(i, (None, ()))
-            vocab[i] = {"text": spell(tok.bytes_of[i]), "bytes": tok.bytes_of[i].hex(" "),
-                        "rank": rank, "parts": parts or None}
-            waiting += parts
-
-    data = {"about": f"{len(tokens):,} tokens from a vocabulary of {len(tok):,} ids, split "
-                     f"“{tok.split}”. Point at a token, or use the arrow keys.",
-            "merges": len(tok.merges), "shares": list(shares(tok, tokens)), "tokens": tokens,
-            "vocab": vocab}
+def show_html(tok, text):
+    """-> a page that works from disk, on which a class types: it has the tokenizer in it, and
+    JavaScript that gives the ids of bpe.py. It opens with `text`."""
+    if tok.pattern not in [*SPLITS.values(), GPT2_PATTERN]:
+        raise ValueError("the page can be made of a tokenizer with one of our splits, or GPT-2's: "
+                         f"a browser may read another pattern otherwise: {tok.pattern:.60}")
+    data = {"split": tok.split, "size": len(tok), "text": text, "merges": tok.merges,
+            "bytes": [tok.vocab.get(name, -1) for name in BYTE_NAME], "run": RUN + "[ACGT]*",
+            "patterns": {name: for_browsers(pattern)
+                         for name, pattern in (SPLITS | {tok.split: tok.pattern}).items()}}
     template = os.path.join(os.path.dirname(os.path.abspath(__file__)), "tokens.html")
     with open(template, encoding="utf-8") as f:
         page = f.read()
-    return page.replace("DATA", json.dumps(data, ensure_ascii=False).replace("<", r"\u003c"))
+    return page.replace("DATA", json.dumps(data, separators=(",", ":")).replace("<", r"\u003c"))
+
+
+def for_browsers(pattern):
+    """White space in JavaScript has U+FEFF and lacks U+0085: name the Unicode property instead."""
+    return pattern and pattern.replace(r"\s", r"\p{White_Space}").replace(r"\S", r"\P{White_Space}")
 
 
 def report(tok):
@@ -155,7 +154,7 @@ def main(argv):
     command = commands.add_parser("show", help="a text with its tokens in colour")
     command.add_argument("tokenizer", help="a tokenizer.json")
     command.add_argument("text", nargs="+", help="text, or a file of text or FASTA")
-    command.add_argument("--html", metavar="FILE", help="write a page too")
+    command.add_argument("--html", metavar="FILE", help="write a page to type on instead")
     command = commands.add_parser("report", help="what is in a vocabulary")
     command.add_argument("tokenizer", help="a tokenizer.json")
     args = parser.parse_args(argv)
@@ -164,13 +163,15 @@ def main(argv):
     if args.command == "report":
         print(*report(tok), sep="\n")
         return
-    tokens = modalities(tok, read_text(" ".join(args.text)))
-    print(show(tok, tokens, sys.stdout.isatty() and not os.environ.get("NO_COLOR")))
+    text = read_text(" ".join(args.text))
     if args.html:
-        page = show_html(tok, tokens)
+        page = show_html(tok, text)
         with open(args.html, "w", encoding="utf-8") as f:
             f.write(page)
-        print(f"wrote {args.html}; next: open it in a browser")
+        print(f"wrote {args.html}; next: open it in a browser, and type")
+        return
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    print(show(tok, modalities(tok, text), colour))
 
 
 if __name__ == "__main__":

@@ -4,12 +4,15 @@ import json
 import os
 import random
 import re
+import shutil
+import subprocess
 import sys
+import unicodedata
 
 import pytest
 
 import bpe
-from bpe import GPT2_PATTERN, Tokenizer, plain_encode, plain_train
+from bpe import GPT2_PATTERN, SPLITS, Tokenizer, plain_encode, plain_train
 from lessons import tokens as lesson
 from test_bpe import prose_and_dna
 
@@ -75,24 +78,82 @@ def test_modalities(tok):
     assert [k for _, k in lesson.modalities(none, "see ACGTACGTACGT.")] == ["both"]
 
 
-def test_page(tok, saved, tmp_path, capsys):
-    """All that the page needs is in it: every token's parts, down to the bytes"""
+def page_of(tok, text=""):
+    """-> (the data in the page, its script without the page's own part)"""
+    page = lesson.show_html(tok, text)
+    return (re.search(r'id="data">(.*)</script>', page)[1],
+            re.search(r'<script id="bpe">(.*?)</script>', page, re.DOTALL)[1])
+
+
+def test_page(saved, tmp_path, capsys):
+    """All that the page needs is in it, and no text can break out of it."""
     page = tmp_path / "tokens.html"
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
     lesson.main(["show", saved, str(tmp_path / "text.txt"), f"--html={page}"])
-    assert f"wrote {page}" in capsys.readouterr().out
+    assert capsys.readouterr().out.startswith(f"wrote {page}")
     html = page.read_text(encoding="utf-8")
-    assert "http" not in html and html.count("</script>") == 2
-    data = json.loads(re.search(r'id="data">(.*)</script>', html)[1])
-    assert [i for i, _ in data["tokens"]] == tok.encode(TEXT)
-    for i, token in data["vocab"].items():
-        assert bytes.fromhex(token["bytes"]) == tok.bytes_of[int(i)]
-        if token["parts"]:
-            assert tok.merges[token["rank"]] == (*token["parts"], int(i))
-            assert all(str(part) in data["vocab"] for part in token["parts"])
-        else:
-            assert len(tok.bytes_of[int(i)]) == 1
-    assert sum(share[1] for share in data["shares"]) == len(data["tokens"])
+    assert "http" not in html and html.count("</script>") == 3
+    assert json.loads(re.search(r'id="data">(.*)</script>', html)[1])["text"] == TEXT
+
+
+def test_page_with_a_pattern_from_elsewhere(tok):
+    """A browser might read it in another way, so it is refused; GPT-2's is known."""
+    with pytest.raises(ValueError, match=r"another pattern otherwise: \[a-z\]\+"):
+        lesson.show_html(Tokenizer(tok.vocab, tok.merges, "[a-z]+"), "")
+    assert "custom" in json.loads(page_of(Tokenizer(tok.vocab, tok.merges, GPT2_PATTERN))[0])["patterns"]
+
+
+def texts_to_type():
+    """Prose, DNA, and what text boxes get: accents, emoji, white space of all kinds, repeats"""
+    rng = random.Random(3)
+    assigned = [chr(c) for c in range(0x20000) if unicodedata.category(chr(c)) not in ("Cn", "Cs")]
+    yield from ["", "A", " ", "A" * 500, "GA" * 200, TEXT, "naïve café, 你好, ДНК, 🧬🧬", "it's I'LL",
+                "a\u0085b\ufeff c\x1c\x1d d\u3000\n\n  e \t\r\n", "".join(rng.sample(assigned, 500))]
+    yield from (" ".join(prose_and_dna())[i:i + 700] for i in range(0, 2800, 700))
+    for letters in ("ACGT", "ACGTN", "ACGTacgt ", ["ACGTACGT", "CAT", " ", "the ", "N", "é", "12", "\n"]):
+        yield from ("".join(rng.choices(letters, k=n)) for n in (7, 8, 9, 60, 300))
+
+
+NODE = """
+const data = JSON.parse(process.argv[2]), tok = makeTokenizer(data);
+const texts = JSON.parse(require("fs").readFileSync(0, "utf8"));
+const answers = texts.map(text => Object.values(data.patterns).flatMap(pattern => {
+  const cells = layOut(tok, text, pattern, data.run), film = runMerges(tok, cells);
+  return [12, data.merges.length].map(used => {
+    const { at, ids } = tokensAfter(tok, cells, film, used);
+    return ids.map((id, i) => [id, modality(tok, cells, id, at[i]), spell(tok.bytesOf.get(id))]);
+  });
+}));
+console.log(JSON.stringify(answers));
+"""
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="needs Node, to run JavaScript")
+@pytest.mark.parametrize("split", ["mixed", "none"])
+def test_page_gives_the_same_tokens(split, tmp_path):
+    """Ids, modalities and spelling, with each split and after some of the merges, as in Python"""
+    tok, texts = Tokenizer.train(prose_and_dna(), 600, split), list(texts_to_type())
+    data, script = page_of(tok)
+    (tmp_path / "page.js").write_text(script + NODE, encoding="utf-8")
+    run = subprocess.run(["node", tmp_path / "page.js", data], input=json.dumps(texts),
+                         capture_output=True, text=True, encoding="utf-8", check=True)
+    answers = json.loads(run.stdout)
+    assert len(answers) == len(texts) > 25
+
+    few = [Tokenizer(tok.vocab, tok.merges[:used], pattern)
+           for pattern in SPLITS.values() for used in (12, None)]
+    for text, answer in zip(texts, answers):
+        for partly, tokens in zip(few, answer, strict=True):
+            assert [tuple(token) for token in tokens] == [
+                (i, kind, lesson.spell(tok.bytes_of[i])) for i, kind in lesson.modalities(partly, text)]
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="needs Node, to parse JavaScript")
+def test_page_parses(tok, tmp_path):
+    scripts = re.findall(r'<script id="(?:bpe|page)">(.*?)</script>', lesson.show_html(tok, ""), re.DOTALL)
+    assert len(scripts) == 2
+    (tmp_path / "page.js").write_text("".join(scripts), encoding="utf-8")
+    subprocess.run(["node", "--check", tmp_path / "page.js"], check=True)
 
 
 def test_modalities_where_bytes_have_no_token(tok):
