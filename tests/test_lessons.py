@@ -10,10 +10,13 @@ import sys
 import unicodedata
 
 import pytest
+import torch
 
 import bpe
 from bpe import GPT2_PATTERN, SPLITS, Tokenizer, plain_encode, plain_train
+from lessons import attention
 from lessons import tokens as lesson
+from model import load_model
 from test_bpe import prose_and_dna
 
 TEXT = "The TATA box </script> of CAT: GGGCTATAAAAGGGC, é 12."
@@ -25,6 +28,7 @@ def tok():
 
 
 LESSON = os.path.join(os.path.dirname(lesson.__file__), "bpe.md")
+GPT_LESSON = os.path.join(os.path.dirname(lesson.__file__), "gpt.md")
 
 
 @pytest.fixture
@@ -38,6 +42,59 @@ def test_bpe_lesson():
     """Every line of bpe.md prints what it says it prints."""
     failed, tried = doctest.testfile(LESSON, module_relative=False)
     assert tried > 20 and failed == 0
+
+
+def test_gpt_lesson(toy, tmp_path, monkeypatch, capsys):
+    """What needs no model prints what gpt.md says that it prints. The rest runs, on the small world
+    of the tests; its figures are those of a trained model."""
+    with open(GPT_LESSON, encoding="utf-8") as f:
+        exact, rest = f.read().split("<!-- From here on")
+    names = {}
+    test = doctest.DocTestParser().get_doctest(exact, names, "gpt.md", GPT_LESSON, 0)
+    failed, tried = doctest.DocTestRunner().run(test, clear_globs=False)
+    assert tried > 15 and failed == 0, capsys.readouterr().out
+
+    monkeypatch.chdir(tmp_path)
+    for folder, name in (("data", "data/toy"), ("out", "out/toy"), ("out", "out/toy-instruct")):
+        os.makedirs(os.path.dirname(name), exist_ok=True)
+        os.symlink(f"{toy}/{folder}", name)
+    examples = doctest.DocTestParser().get_examples(rest)
+    assert len(examples) > 30
+    for example in examples:
+        exec(compile(example.source, f"gpt.md: {example.source}", "single"), test.globs)
+    assert "### Response:\nDonor Sites" in capsys.readouterr().out
+
+
+def test_attention(toy, tmp_path, capsys):
+    """The weights are those that the network uses, and its bases are those of the input."""
+    model, _ = load_model(f"{toy}/out")
+    tok = Tokenizer.load(f"{toy}/out/tokenizer.json")
+    ids = tok.encode("the gene reads GATTACAGATTACA")
+    weights = attention.attention_weights(model.eval(), ids)
+    assert weights.shape == (2, 2, len(ids), len(ids))
+    assert torch.allclose(weights.sum(dim=-1), torch.ones(()))
+    assert not weights.triu(1).any()
+
+    # the first block's output, from the weights
+    block, x = model.transformer.h[0], model.transformer.wte(torch.tensor([ids]))
+    x = block.ln_1(x + model.transformer.wpe(torch.arange(len(ids))))
+    v = block.attn.c_attn(x).chunk(3, dim=2)[2].view(len(ids), 2, -1).transpose(0, 1)
+    y = block.attn.c_proj((weights[0] @ v).transpose(0, 1).reshape(1, len(ids), -1))
+    assert torch.allclose(y, block.attn(x), atol=1e-5)
+
+    # each base has the token that holds it, in a prompt with a line break in the middle
+    record = {"instruction": "Is ACGT a CAT?", "input": "ACGTTGCAAGGCTATAAAAG" * 2, "output": "yes"}
+    ids, token_of = attention.encode_record(tok, record, 256)
+    assert "".join(tok.decode([ids[j]]).strip() for j in dict.fromkeys(token_of.values())) == record["input"]
+    assert list(token_of) == list(range(40))
+    assert 0 < attention.attention_on_bases(model, tok, record).sum(axis=2).max() <= 1
+
+    attention.main([f"--out_dir={toy}/out", f"--task={toy}/data/tasks/splice.test.json", "--rows=6"])
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 3 * 4
+    pytest.importorskip("matplotlib")
+    attention.main([f"--out_dir={toy}/out", f"--task={toy}/data/tasks/splice.test.json", "--rows=6",
+                    f"--png={tmp_path}/a.png"])
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_checks_of_the_exercises(tmp_path, monkeypatch, capsys):
