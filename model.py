@@ -142,10 +142,8 @@ class GPT(nn.Module):
         its variance does not grow with the number of blocks (two additions in each)."""
         residual_std = 0.02 / math.sqrt(2 * self.config.n_layer)
         for name, p in self.named_parameters():
-            if name.endswith("c_proj.weight"):
-                nn.init.normal_(p, std=residual_std)
-            elif p.dim() == 2:
-                nn.init.normal_(p, std=0.02)
+            if p.dim() == 2:
+                nn.init.normal_(p, std=residual_std if name.endswith("c_proj.weight") else 0.02)
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
 
@@ -164,60 +162,64 @@ class GPT(nn.Module):
         c = self.config
         return 6 * self.num_params() + 12 * c.n_layer * c.n_embd * T
 
+    def embed(self, idx, position):
+        """-> (B, T, C), where there is autocast in its dtype, in which everything that the blocks add
+        is: so the sum takes half the memory and its traffic"""
+        # padding has a position beyond the context; what is looked up for it does not matter
+        position = position.clamp(max=self.config.block_size - 1)
+        x = self.transformer.wte(idx) + self.transformer.wpe(position)
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        return F.dropout(x, self.config.dropout, self.training)
+
     def hidden(self, idx, position=None, cache=None):
         """The states before the LM head.
 
         idx: (B, T) token ids
-        position: (B, T), or (1, T) for all rows alike; 0, 1, 2, ... if not given
+        position: (B or 1, T); if not given, they follow the cached tokens
         cache: a Cache of the tokens before these; these are appended to it
         -> (B, T, C)
         """
-        T = idx.size(1)
-        if T > self.config.block_size:
-            raise ValueError(f"{T} tokens do not fit into block_size={self.config.block_size}")
+        P, T = 0 if cache is None else cache.size, idx.size(1)
+        if P + T > self.config.block_size:
+            raise ValueError(f"{P + T} tokens do not fit into block_size={self.config.block_size}")
         if position is None:
-            position = torch.arange(T, device=idx.device)[None]
+            position = torch.arange(P, P + T, device=idx.device)[None]
         mask = None if cache is None else cache.mask(position)
-
-        # padding has a position beyond the context; what is looked up for it does not matter
-        position = position.clamp(max=self.config.block_size - 1)
-        x = self.transformer.wte(idx) + self.transformer.wpe(position)
-        x = F.dropout(x, self.config.dropout, self.training)
+        x = self.embed(idx, position)
         for block in self.transformer.h:
             x = block(x, mask, cache)
         return self.transformer.ln_f(x)
 
-    def forward(self, idx, targets=None, prefix=None):
+    def forward(self, idx, targets=None, prefix=None, at=None):
         """
         idx: (B, T) token ids
         targets: (B, T) the id that should follow each token, -1 where there is nothing to learn
-        prefix: (P,) tokens that all rows begin with, without a loss; they are computed only once.
-            The LM head is then computed only where there is a target: in tuning, at few tokens
+        prefix: (P,) tokens that all rows begin with, without a loss; they are computed only once
+        at: (N,) which tokens of idx.flatten() have a target, and targets is (N,); the LM head is
+            computed only there. Given, because to count them would be to wait for the GPU
 
-        -> logits (B, T, V), with a prefix (number of targets, V); and the loss, the mean over the
-        targets in nats, None without targets
+        -> logits (B, T, V) and None; with targets None and the loss, their mean in nats, because
+        compiled, returned logits would get a gradient, zeros as large as they are
         """
-        if prefix is None:
-            x = self.hidden(idx)
-        else:
-            P, cache = len(prefix), Cache()
-            if P + idx.size(1) > self.config.block_size:
-                raise ValueError(f"{P} + {idx.size(1)} tokens do not fit into "
-                                 f"block_size={self.config.block_size}")
-            position = torch.arange(P + idx.size(1), device=idx.device)[None]
-            self.hidden(prefix[None], position[:, :P], cache)
-            x = self.hidden(idx, position[:, P:], cache)
+        cache = None
+        if prefix is not None and len(prefix):
+            cache = Cache()
+            self.hidden(prefix[None], cache=cache)
+        x = self.hidden(idx, cache=cache)
         if targets is None:
             return self.lm_head(x), None
 
-        if prefix is not None:
-            has_target = targets != -1
-            x, targets = x[has_target], targets[has_target]
-        logits = self.lm_head(x)
-        total = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(),
-                                ignore_index=-1, reduction="sum")
+        x = x.flatten(0, 1)                                             # (B T, C)
+        if at is None and prefix is not None:
+            at = (targets.flatten() != -1).nonzero()[:, 0]
+            targets = targets.flatten()[at]
+        if at is not None:
+            x = x.index_select(0, at)                                   # (N, C)
+        logits, targets = self.lm_head(x).float(), targets.flatten()
+        total = F.cross_entropy(logits, targets, ignore_index=-1, reduction="sum")
         # a batch without any target has the loss 0, not 0 / 0
-        return logits, total / (targets != -1).sum().clamp(min=1)
+        return None, total / (targets != -1).sum().clamp(min=1)
 
     # -- scoring and generation, on a cache
 
@@ -231,8 +233,7 @@ class GPT(nn.Module):
         cache = Cache()
         P = common_prefix(prompts) if len(prompts) > 1 else 0
         if P:
-            prefix = torch.tensor([prompts[0][:P]], device=self.device)
-            self.hidden(prefix, torch.arange(P, device=self.device)[None], cache)
+            self.hidden(torch.tensor([prompts[0][:P]], device=self.device), cache=cache)
 
         # the rest of each row, padded on the right
         T = max(map(len, prompts)) - P
@@ -245,16 +246,12 @@ class GPT(nn.Module):
 
     @torch.inference_mode()
     def log_likelihoods(self, prompts, choices):
-        """How likely each choice is as the response to each prompt. The prompts are computed once.
+        """How likely each choice is as the response to each prompt.
 
         prompts: B lists of ids; choices: lists of ids, each with its stop token at the end
         -> log-likelihoods in nats (B, number of choices); and whether greedy decoding would produce
         that choice, bool of the same shape
         """
-        longest = max(map(len, prompts)) + max(map(len, choices))
-        if longest > self.config.block_size:
-            raise ValueError(f"a prompt and a choice of {longest} tokens together do not fit into "
-                             f"block_size={self.config.block_size}: cut the prompt")
         first, cache, lengths = self.prefill(prompts)
         cache.frozen = True         # every choice continues the prompt, not the choice before it
         nats, greedy = [], []
@@ -273,14 +270,13 @@ class GPT(nn.Module):
     @torch.inference_mode()
     def generate(self, prompt, max_new_tokens, temperature=1.0, top_k=None, stop=None,
                  generator=None):
-        """Continue `prompt`, a list of at least one id; yields the new ids one by one.
+        """Continue `prompt`, a list of at least one id; yields the new ids one by one. When the
+        context is full, its older half is forgotten.
 
         temperature: 0 is greedy decoding; otherwise logits are divided by it before drawing
         top_k: draw only among the k most likely tokens
         stop: the token, usually <|endoftext|>, after which generation ends
         generator: a torch.Generator on the model's device, for the draws
-
-        When the context is full, its older half is forgotten.
         """
         ids, cache = list(prompt), None
         for _ in range(max_new_tokens):
@@ -290,8 +286,7 @@ class GPT(nn.Module):
                 logits, cache, _ = self.prefill([ids])                                  # (1, V)
             else:
                 last = torch.tensor([[ids[-1]]], device=self.device)
-                position = torch.tensor([[len(ids) - 1]], device=self.device)
-                logits = self.lm_head(self.hidden(last, position, cache))[:, -1]
+                logits = self.lm_head(self.hidden(last, cache=cache))[:, -1]
             token = choose(logits[0].float(), temperature, top_k, generator)
             ids.append(token)
             yield token
@@ -302,12 +297,11 @@ class GPT(nn.Module):
 
 
 class Cache:
-    """Keys and values of the tokens read so far, and their positions. A token attends to cached
-    tokens at positions up to its own.
+    """Keys and values of the tokens read so far, and their positions. A token attends to those at
+    positions up to its own; padding is at the position PADDING, so that nothing attends to it.
 
-    It serves wherever a beginning is computed once for several continuations: first one row (a
-    shared prefix, B=1), then rows that continue it; when `frozen`, it is read but not extended.
-    Padding is cached at the position PADDING, after everything, so that nothing attends to it.
+    First comes one row, a shared prefix (B=1), then the rows that continue it. When `frozen`, the
+    cache is read but not extended.
     """
     PADDING = 1 << 30
 
@@ -315,6 +309,11 @@ class Cache:
         self.layers = {}            # layer -> (keys, values), each (B or 1, H, S, D)
         self.position = None        # (B or 1, S)
         self.frozen = False
+
+    @property
+    def size(self):
+        """S, how many tokens are cached"""
+        return 0 if self.position is None else self.position.size(1)
 
     def mask(self, position):
         """Append the positions (B or 1, T) of new tokens -> which of the S keys, the new ones among
@@ -370,15 +369,14 @@ def save_checkpoint(path, model, **more):
     except (OSError, RuntimeError) as e:    # torch turns some of the former into the latter
         if os.path.exists(f"{path}.tmp"):
             os.remove(f"{path}.tmp")
-        raise OSError(f"{path}: cannot be written, is the disk full? ({e}) The checkpoint before it "
-                      "is intact: free some space and continue with --resume") from None
+        raise OSError(f"{path}: cannot be written, is the disk full? ({e}) The one before it is "
+                      "intact: free some space and continue with --resume") from None
 
 
 def load_checkpoint(path, device="cpu", dropout=0.0):
     """-> (model on `device`, the whole checkpoint as a dict on the CPU)"""
     if not os.path.exists(path):
-        raise FileNotFoundError(f"{path}: no such checkpoint: train a model first, or give another "
-                                "folder")
+        raise FileNotFoundError(f"{path}: no such checkpoint: train a model or give another folder")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:      # damaged bytes can make the unpickler raise anything
@@ -414,6 +412,8 @@ PLAIN_GPT2 = {"model_type": ("gpt2",), "activation_function": ("gelu_new", "gelu
               "layer_norm_epsilon": (1e-5,), "scale_attn_weights": (True,),
               "scale_attn_by_inverse_layer_idx": (False,), "tie_word_embeddings": (True,),
               "add_cross_attention": (False,)}
+# The published GPT-2 keeps these matrices as (in, out), where nn.Linear has (out, in).
+CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 SAFETENSORS_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -439,13 +439,12 @@ def from_gpt2(folder, dropout=0.0):
                for name, tensor in read_safetensors(path).items()}
     with torch.no_grad():
         for name, p in model.transformer.named_parameters():
-            tensor = tensors.get(name)
-            if tensor is not None and is_conv1d(name):
-                tensor = tensor.T
-            if tensor is None or tensor.shape != p.shape:
-                found = "missing" if tensor is None else f"{tuple(tensor.shape)}"
-                raise ValueError(f"{path}: {name} is {found}, not {tuple(p.shape)} as config.json "
-                                 "says")
+            if name not in tensors:
+                raise ValueError(f"{path}: {name} is missing")
+            tensor = tensors[name].T if name.endswith(CONV1D) else tensors[name]
+            if tensor.shape != p.shape:
+                raise ValueError(f"{path}: {name} is {tuple(tensor.shape)}, not {tuple(p.shape)} as "
+                                 "config.json says")
             p.copy_(tensor)
     return model
 
@@ -471,14 +470,9 @@ def save_gpt2(model, tok, folder, dtype=torch.float32):
         with open(os.path.join(folder, name), "w", encoding="utf-8") as f:
             json.dump(content, f, indent=2)
     tok.save(os.path.join(folder, "tokenizer.json"))
-    tensors = {f"transformer.{name}": (p.T if is_conv1d(name) else p).detach().to(dtype)
+    tensors = {f"transformer.{name}": (p.T if name.endswith(CONV1D) else p).detach().to(dtype)
                for name, p in model.transformer.named_parameters()}
     write_safetensors(os.path.join(folder, "model.safetensors"), tensors)
-
-
-def is_conv1d(name):
-    """The published GPT-2 keeps these four matrices as (in, out); nn.Linear has (out, in)."""
-    return name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))
 
 
 # A .safetensors file: the length of a JSON header (8 bytes, little-endian); the header, with each
@@ -490,10 +484,9 @@ def read_safetensors(path):
         raw = np.memmap(path, mode="r")
         size = int.from_bytes(raw[:8].tobytes(), "little")
         header = json.loads(raw[8:8 + size].tobytes())
-        header.pop("__metadata__", None)
         tensors = {}
         for name, entry in header.items():
-            if entry["dtype"] in SAFETENSORS_DTYPES:
+            if entry.get("dtype") in SAFETENSORS_DTYPES:
                 start, end = entry["data_offsets"]
                 data = torch.from_numpy(np.array(raw[8 + size + start:8 + size + end]))
                 data = data.view(SAFETENSORS_DTYPES[entry["dtype"]])

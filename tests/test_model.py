@@ -40,10 +40,11 @@ def test_by_hand():
         gpt.transformer.h[0].mlp.c_proj.weight.zero_()
         gpt.transformer.wte.weight.copy_(torch.tensor([[1., 2.], [3., -1.]]))
         gpt.transformer.wpe.weight.copy_(torch.tensor([[0., 0.], [0., 5.]]))
-    logits, loss = gpt(torch.tensor([[0, 1]]), torch.tensor([[1, 0]]))
+    logits = gpt(torch.tensor([[0, 1]]))[0]
     # (1, 2) and (3, 4) are both normalized to (-1, 1); times wte: 1*-1 + 2*1 = 1, 3*-1 + -1*1 = -4
     assert torch.allclose(logits, torch.tensor([[[1., -4.], [1., -4.]]]), atol=1e-3)
     # -log softmax: log(1 + e^5) for token 1, log(1 + e^-5) for token 0
+    loss = gpt(torch.tensor([[0, 1]]), torch.tensor([[1, 0]]))[1]
     by_hand = (math.log(1 + math.exp(5)) + math.log(1 + math.exp(-5))) / 2
     assert loss.item() == pytest.approx(by_hand, abs=1e-4)
 
@@ -157,8 +158,8 @@ def test_causal(gpt, dtype):
 def test_loss_ignores_masked_targets(gpt):
     idx, targets = tokens(2, 8), tokens(2, 8).flip(1)
     targets[0, 3:] = -1
-    logits, loss = gpt(idx, targets)
-    each = -logits.log_softmax(-1).gather(2, targets.clamp(min=0)[..., None])[..., 0]
+    loss = gpt(idx, targets)[1]
+    each = -gpt(idx)[0].log_softmax(-1).gather(2, targets.clamp(min=0)[..., None])[..., 0]
     assert loss.item() == pytest.approx((each[0, :3].sum() + each[1].sum()).item() / 11, rel=1e-5)
 
 
@@ -169,14 +170,26 @@ def test_a_prefix_changes_nothing(gpt):
     targets[:, :9] = -1
     targets[1, 15:] = -1
     gradients = []
-    for batch in ((idx, targets), (idx[:, 7:], targets[:, 7:], idx[0, :7])):
+    at = (targets[:, 7:].flatten() != -1).nonzero()[:, 0]
+    for batch in ((idx, targets), (idx[:, 7:], targets[:, 7:], idx[0, :7]),
+                  (idx[:, 7:], targets[:, 7:].flatten()[at], idx[0, :7], at)):
         gpt.zero_grad()
-        logits, loss = gpt(*batch)
+        loss = gpt(*batch)[1]
         loss.backward()
         gradients.append([loss.detach()] + [p.grad.clone() for p in gpt.parameters()])
-    assert logits.shape == (11 + 6 + 11, 61)        # only where there is a target
-    for a, b in zip(*gradients):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+    for found in gradients[1:]:
+        for a, b in zip(found, gradients[0]):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_the_head_is_computed_only_where_there_is_a_target(gpt, monkeypatch):
+    """And what is returned beside a loss is no logits, which would need memory and a gradient."""
+    rows, head = [], gpt.lm_head.forward
+    monkeypatch.setattr(gpt.lm_head, "forward", lambda x: rows.append(x.shape[:-1]) or head(x))
+    idx, at = tokens(2, 8), torch.tensor([3, 5, 14])
+    assert gpt(idx, idx.flatten()[at], at=at)[0] is None
+    gpt(idx)
+    assert rows == [(3,), (2, 8)]
 
 
 @pytest.mark.parametrize("prefix", [None, torch.arange(5)])
@@ -259,8 +272,8 @@ def test_log_likelihoods(gpt):
             assert found[i, j].item() == pytest.approx(alone, abs=1e-4)
             assert would_write[i, j].item() == (greedy(gpt, p, len(c)) == c)
     assert would_write[1, 3]
-    with pytest.raises(ValueError, match="of 33 tokens together do not fit into block_size=32"):
-        gpt.log_likelihoods([[1] * 30], [[1], [1, 2, 3]])
+    with pytest.raises(ValueError, match="33 tokens do not fit into block_size=32"):
+        gpt.log_likelihoods([[1] * 30], [[1], [1, 2, 3, 4]])
 
 
 def test_stops(gpt):
@@ -355,6 +368,8 @@ def test_refusals(tmp_path):
         GPT(GPTConfig(n_embd=10, n_head=3))
     with pytest.raises(ValueError, match="33 tokens do not fit into block_size=32"):
         GPT(SMALL)(tokens(1, 33))
+    with pytest.raises(ValueError, match="33 tokens do not fit into block_size=32"):
+        GPT(SMALL)(tokens(2, 3), tokens(2, 3), tokens(30))
     with pytest.raises(FileNotFoundError, match="no such checkpoint"):
         load_checkpoint(str(tmp_path / "none.pt"))
 
