@@ -3,6 +3,7 @@ Time a training step: tokens/s, the share of the hardware's peak, memory, where 
 
     python -m bench.step config/laptop.toml
     python -m bench.step config/laptop.toml --vs=../another-checkout
+    python -m bench.step config/gpt2.toml --undo=residual
 
 Takes the keys of train.py, and trains on random weights that are thrown away. With --vs the same is
 run with the code of this checkout and of another one, interleaved, each time in a new process.
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 from tqdm import tqdm
 
 import config
@@ -33,6 +35,33 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 @dataclass
 class StepConfig(TrainConfig):
     vs: str = ""                    # another checkout of this repository, to compare with
+    undo: tuple = ()                # what to do without, to see what it brings: names in UNDO
+    vocab_size: int = 0             # of the model; 0: that of the data
+
+
+def forward_with_logits(self, idx, targets):
+    """GPT.forward, if it returned logits beside a loss"""
+    logits = self.lm_head(self.hidden(idx))
+    return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+
+def embed_in_float32(self, idx, position):
+    """GPT.embed, if the residual stream stayed in float32"""
+    x = self.transformer.wte(idx) + self.transformer.wpe(position)
+    return F.dropout(x, self.config.dropout, self.training)
+
+
+UNDO = {"logits": lambda: setattr(GPT, "forward", forward_with_logits),
+        "residual": lambda: setattr(GPT, "embed", embed_in_float32),
+        "cudnn": lambda: torch.backends.cuda.enable_cudnn_sdp(True)}
+
+
+def undo(names):
+    """Take back, in this process, what makes a step fast."""
+    for name in names:
+        if name not in UNDO:
+            raise ValueError(f"undo={name} is not one of {', '.join(UNDO)}")
+        UNDO[name]()
 
 
 # ----------------------------------------------------------------------------------------------
@@ -64,12 +93,15 @@ def now(machine):
     return time.perf_counter()
 
 
-def matmul_flops(machine, n=2048):
-    """-> FLOP/s of one product of two n x n matrices, measured"""
+def matmul_flops(machine):
+    """-> FLOP/s of products of two n x n matrices, measured. A GPU gets several large ones, as a
+    single small one would be over sooner than it can be launched and waited for."""
+    n, times = (8192, 10) if machine.device.type == "cuda" else (2048, 1)
     a, b = torch.randn(2, n, n, device=machine.device).to(machine.dtype)
     start = now(machine)
-    a @ b
-    return 2 * n ** 3 / (now(machine) - start)
+    for _ in range(times):
+        a @ b
+    return times * 2 * n ** 3 / (now(machine) - start)
 
 
 def time_steps(model, cfg, machine, windows):
@@ -112,10 +144,11 @@ def bench(cfg):
     meta, _ = read_data(cfg.data_dir)
     windows = Windows(open_bin(cfg.data_dir, "train.bin", meta), cfg.block_size, cfg.seed)
     machine = find_machine(cfg)
+    undo(cfg.undo)
     torch.manual_seed(cfg.seed)
-    model = GPT(GPTConfig(vocab_size=meta["vocab_size"], block_size=cfg.block_size,
-                          n_layer=cfg.n_layer, n_head=cfg.n_head, n_embd=cfg.n_embd,
-                          dropout=cfg.dropout)).to(machine.device)
+    model = GPT(GPTConfig(vocab_size=cfg.vocab_size or meta["vocab_size"],
+                          block_size=cfg.block_size, n_layer=cfg.n_layer, n_head=cfg.n_head,
+                          n_embd=cfg.n_embd, dropout=cfg.dropout)).to(machine.device)
     times, peak = time_steps(model, cfg, machine, windows)
     if machine.is_main:
         seconds = np.median(times.sum(axis=1))

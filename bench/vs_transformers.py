@@ -11,12 +11,11 @@ import importlib.util
 import math
 import statistics
 import sys
-import time
 
 import torch
 
 import config
-from bench.step import forward_backward, run_worker, update
+from bench.step import forward_backward, now, run_worker, update
 from config.machine import find_machine
 from model import GPT, GPTConfig
 from train import TrainConfig, Windows, make_optimizers, open_bin, read_data, wrap_model
@@ -24,9 +23,8 @@ from train import TrainConfig, Windows, make_optimizers, open_bin, read_data, wr
 ROUNDS, WARMUP, STEPS = 3, 3, 12
 
 
-def ours(cfg, vocab_size):
+def ours(cfg, vocab_size, machine):
     """-> a function that takes one step as train.py does: compiled, in the machine's fast dtype"""
-    machine = find_machine(cfg)
     model = GPT(GPTConfig(vocab_size=vocab_size, block_size=cfg.block_size, n_layer=cfg.n_layer,
                           n_head=cfg.n_head, n_embd=cfg.n_embd)).to(machine.device)
     optimizers = make_optimizers(model, cfg, machine)
@@ -38,19 +36,18 @@ def ours(cfg, vocab_size):
     return step
 
 
-def theirs(cfg, vocab_size):
+def theirs(cfg, vocab_size, machine):
     """-> a function that takes one step as users of the library write it"""
     from transformers import GPT2Config, GPT2LMHeadModel
-    device = find_machine(cfg).device
     model = GPT2LMHeadModel(GPT2Config(
         vocab_size=vocab_size, n_positions=cfg.block_size, n_layer=cfg.n_layer, n_head=cfg.n_head,
         n_embd=cfg.n_embd, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, bos_token_id=0,
-        eos_token_id=0)).to(device)
+        eos_token_id=0)).to(machine.device)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.learning_rate)
 
     def step(idx, targets):
-        idx = idx.to(device)
+        idx = idx.to(machine.device)
         model(idx, labels=idx).loss.backward()      # the library shifts the targets itself
         torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip)
         optimizer.step()
@@ -65,12 +62,13 @@ def measure(make, cfg):
     """-> the median seconds of a step"""
     meta, _ = read_data(cfg.data_dir)
     windows = Windows(open_bin(cfg.data_dir, "train.bin", meta), cfg.block_size, cfg.seed)
-    step, seconds = make(cfg, meta["vocab_size"]), []
+    machine, seconds = find_machine(cfg), []
+    step = make(cfg, meta["vocab_size"], machine)
     for k in range(WARMUP + STEPS):
         rows = windows.rows(k * cfg.batch_size, cfg.batch_size)
-        start = time.perf_counter()
+        start = now(machine)
         step(*rows)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(now(machine) - start)
     return statistics.median(seconds[WARMUP:])
 
 
