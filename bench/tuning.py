@@ -1,0 +1,73 @@
+"""
+Time the steps of instruct.py: rows/s, the shapes of batches, and the steps that stall.
+
+    python -m bench.tuning config/laptop.toml
+    python -m bench.tuning config/gpt2.toml --undo=cudnn      # which plans anew for each shape
+
+Takes the keys of instruct.py; what it trains is thrown away.
+"""
+import os
+import statistics
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+import config
+from bench.step import forward_backward, now, undo, update
+from bpe import Tokenizer
+from config.machine import find_machine
+from instruct import InstructConfig, collate, encode_rows, plan_batches, read_tasks
+from model import load_checkpoint
+from prepare import max_prompt_len
+from train import make_optimizers, wrap_model
+
+WARMUP, STEPS = 10, 50
+
+
+@dataclass
+class TuningConfig(InstructConfig):
+    undo: tuple = ()                # what to do without, to see what it brings: bench/step.py
+
+
+def time_steps(model, batches, cfg, machine):
+    """Tune for some steps -> seconds of each, rows of each, and the set of all shapes"""
+    optimizers = make_optimizers(model, cfg, machine)
+    ddp_model = wrap_model(model, cfg, machine, flops=0)
+    seconds, rows, shapes = [], [], set()
+    model.train()
+    for step in tqdm(range(WARMUP + STEPS), disable=None if machine.is_main else True):
+        start = now(machine)
+        micro_batches = batches(step)
+        forward_backward(ddp_model, micro_batches, machine)
+        update(model, optimizers, cfg.learning_rate, cfg.grad_clip)
+        seconds.append(now(machine) - start)
+        rows.append(sum(len(idx) for idx, *_ in micro_batches))
+        shapes |= {tuple(t.shape for t in batch) for batch in micro_batches}
+    return seconds[WARMUP:], rows[WARMUP:], shapes
+
+
+def main(argv):
+    # the model, and rows as instruct.py makes them
+    cfg = config.from_command_line(TuningConfig, "instruct", argv)
+    machine = find_machine(cfg)
+    undo(cfg.undo)
+    model, _ = load_checkpoint(os.path.join(cfg.init_from, "best.pt"), machine.device, cfg.dropout)
+    tok = Tokenizer.load(os.path.join(cfg.init_from, "tokenizer.json"))
+    records, T = read_tasks(cfg.tasks), model.config.block_size
+    choices = sorted({c for r in records for c in r.get("choices", [])})
+    rows = [row for row in encode_rows(records, tok, T, max_prompt_len(tok, choices, T)) if row]
+    cfg, batches = plan_batches(rows, cfg, machine, cfg.balance, collate)
+
+    # a step is long if it takes twice the median: then something was compiled, or planned
+    seconds, n_rows, shapes = time_steps(model, batches, cfg, machine)
+    median = statistics.median(seconds)
+    stalled = [s for s in seconds if s > 2 * median]
+    if machine.is_main:
+        print(f"{sum(n_rows) / sum(seconds):,.0f} rows/s, {1000 * median:,.1f} ms per step")
+        print(f"stalled: {len(stalled)} of {len(seconds)} steps, for {sum(stalled):.2f} s in all; "
+              f"{len(shapes)} shapes")
+    machine.close()
+
+
+if __name__ == "__main__":
+    config.run(main)
