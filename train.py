@@ -102,11 +102,9 @@ def open_bin(data_dir, name, meta):
 
 
 class Windows:
-    """Training rows: the text in windows of T tokens, every one once before any comes again.
-
-    Row k is a function of the seed and k alone, so there is no loader state to checkpoint, and
-    evaluation cannot disturb it. Every epoch has a new order and a new offset.
-    """
+    """Training rows: the text in windows of T tokens, every one once before any comes again, in each
+    epoch in a new order and from a new offset. Row k is a function of the seed and k alone, so there
+    is no state to checkpoint."""
 
     def __init__(self, ids, block_size, seed):
         self.ids, self.T, self.seed = ids, block_size, seed
@@ -136,21 +134,21 @@ def total_nats(model, ids, cfg, machine, eot):
     <|endoftext|> is read but not counted: it is our separator, not part of the text.
     -> (sum of nats, tokens counted), over all processes"""
     T = model.config.block_size
+    # 4,096 tokens at once: logits of more, not compiled, would take more memory than training
+    rows = min(cfg.batch_size, max(1, 4096 // T))
     n_windows = math.ceil(max(0, len(ids) - 1) / T)
     nats = tokens = 0.0
-    for first in range(machine.rank * cfg.batch_size, n_windows, machine.world * cfg.batch_size):
+    for first in range(machine.rank * rows, n_windows, machine.world * rows):
         # one shape throughout: the last windows are padded with targets of -1
-        part = np.full(cfg.batch_size * T + 1, -1, dtype=np.int64)
-        found = ids[first * T:(first + cfg.batch_size) * T + 1]
-        part[:len(found)] = found
-        idx = torch.from_numpy(part[:-1]).view(-1, T).clamp(min=0).to(machine.device)
-        targets = torch.from_numpy(part[1:]).view(-1, T).to(machine.device)
+        found = ids[first * T:(first + rows) * T + 1].astype(np.int64)
+        part = np.pad(found, (0, rows * T + 1 - len(found)), constant_values=-1)
+        idx, targets = (torch.from_numpy(ids).view(rows, T) for ids in (part[:-1], part[1:]))
+        targets = targets.masked_fill(targets == eot, -1)
 
         # the model gives the mean over the targets
-        targets = targets.masked_fill(targets == eot, -1)
         count = (targets != -1).sum().item()
         with machine.autocast():
-            nats += model(idx, targets)[1].item() * count
+            nats += model(*machine.to_device([idx.clamp(min=0), targets]))[1].item() * count
         tokens += count
     return machine.sum(nats, tokens)
 
@@ -159,14 +157,12 @@ def total_nats(model, ids, cfg, machine, eot):
 # Optimizer
 
 def make_optimizers(model, cfg, machine):
-    """-> a list of optimizers with all parameters among them. With optimizer=muon, Muon has the
-    matrices of the blocks; AdamW has the rest, with weight decay for matrices and embeddings, without
-    for biases and LayerNorms."""
+    """-> a list of optimizers. With optimizer=muon, Muon has the matrices of the blocks; AdamW has
+    the rest, with weight decay for matrices and embeddings, without for biases and LayerNorms."""
     if cfg.optimizer not in ("muon", "adamw"):
         raise ValueError(f"optimizer={cfg.optimizer} is not one of muon, adamw")
-    hidden = {}
-    if cfg.optimizer == "muon":
-        hidden = {name: p for name, p in model.transformer.h.named_parameters() if p.dim() == 2}
+    hidden = {name: p for name, p in model.transformer.h.named_parameters()
+              if p.dim() == 2 and cfg.optimizer == "muon"}
     in_muon = {id(p) for p in hidden.values()}
     rest = [p for p in model.parameters() if id(p) not in in_muon]
     groups = [{"params": [p for p in rest if p.dim() >= 2], "weight_decay": cfg.weight_decay},
@@ -180,15 +176,12 @@ def make_optimizers(model, cfg, machine):
 
 class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/): the momentum of a
-    matrix is made orthogonal before it is applied, so the update has equal scale in every direction
-    instead of being dominated by a few.
+    matrix is made orthogonal before it is applied, so that no direction dominates the update.
 
     Unlike torch.optim.Muon it treats c_attn as the three matrices that it is (query, key, value) and
     multiplies in the dtype that the machine is fast at. An update has an RMS of 0.2 times the learning
-    rate, about that of AdamW, so that both can share a learning rate (Liu et al., 2025, "Muon is
-    scalable for LLM training").
-
-    hidden: {name: matrix}
+    rate, about that of AdamW, so that both can share one (Liu et al., 2025, "Muon is scalable for LLM
+    training"). hidden: {name: matrix}
     """
 
     def __init__(self, hidden, lr, weight_decay, dtype, momentum=0.95):
@@ -315,7 +308,7 @@ def wrap_model(model, cfg, machine, flops):
         print(f"{model.num_params():,} parameters on {machine.device}, "
               f"{str(machine.dtype).removeprefix('torch.')}{', compiled' if compiled else ''}")
     wrapped = torch.compile(model) if compiled else model
-    return DistributedDataParallel(wrapped) if machine.world > 1 else wrapped
+    return DistributedDataParallel(wrapped) if torch.distributed.is_initialized() else wrapped
 
 
 class Record:
@@ -325,10 +318,10 @@ class Record:
     def __init__(self, model, cfg, machine, extra, resumed, flops_per_step):
         self.model, self.cfg, self.machine, self.extra = model, cfg, machine, extra
         self.flops_per_step = flops_per_step
-        self.tokens = resumed["tokens"] if resumed else 0       # over all processes, at the last log
-        self.new_tokens, self.steps = 0, 0                      # of this process, since then
         self.path = os.path.join(cfg.out_dir, "log.jsonl")
-        start = resumed["step"] if resumed else 0
+        # tokens of all processes, at the last log; and of this one since then
+        start, self.tokens = (resumed["step"], resumed["tokens"]) if resumed else (0, 0)
+        self.new_tokens, self.steps = 0, 0
         if machine.is_main:
             trim_log(self.path, start)
         self.bar = tqdm(total=cfg.max_steps, initial=start, unit=" steps",
@@ -352,9 +345,8 @@ class Record:
         # write, and start counting again
         if logging:
             rate = self.steps / (time.perf_counter() - self.clock)
-            mfu = None
-            if self.flops_per_step and self.machine.peak:
-                mfu = self.flops_per_step * rate / self.machine.peak
+            known = self.flops_per_step and self.machine.peak
+            mfu = self.flops_per_step * rate / self.machine.peak if known else None
             self.log(step=step, tokens=self.tokens, loss=loss, lr=lr, grad_norm=norm.item(),
                      tokens_per_second=new_tokens / self.steps * rate, mfu=mfu)
             self.bar.set_postfix(loss=f"{loss:.3f}")
@@ -405,9 +397,9 @@ def trim_log(path, step):
 
 @contextlib.contextmanager
 def deferred_signals(machine):
-    """Within, Ctrl-C and SIGTERM (sent by cluster schedulers) only set a flag, so that the step can
-    be finished and saved -> a list that is not empty once one came. A second Ctrl-C stops at once;
-    not under torchrun, which passes each one on to processes that had it from the terminal."""
+    """Within, Ctrl-C and SIGTERM are only noted in a list -> that list; the step can be finished and
+    saved. A second Ctrl-C stops at once; not under torchrun, which passes each one on to processes
+    that had it from the terminal."""
     received = []
 
     def note(signum, frame):
