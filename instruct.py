@@ -31,6 +31,7 @@ import config
 from bpe import Tokenizer
 from config.machine import find_machine
 from config.read import find_tables, read_alpaca, require, reverse_complement
+from metrics import add_baselines, judge, table, with_means
 from model import common_prefix, load_checkpoint, load_model
 from prepare import encode_prompts, max_prompt_len, read_task
 from train import RunConfig, fit, open_out_dir, resume_from
@@ -41,7 +42,7 @@ class InstructConfig(RunConfig):
     out_dir: str = "out/toy-instruct"   # folder to write to
     init_from: str = "out/toy"      # folder of the model to start from
     tasks: tuple = ("data/toy/tasks/*.train.json",)     # Alpaca files to tune on
-    eval_tasks: tuple = ("data/toy/tasks/*.test.json",)     # Alpaca files to score, or folders of CSV
+    eval_tasks: tuple = ("data/toy/tasks/*.test.json",)     # Alpaca files or folders of CSV to score
     leave_out: tuple = ()           # tasks, by name or pattern, not to tune on
     balance: float = 0.0            # 0: a task counts by its rows, 1: all tasks alike, 0.5: between
     epochs: float = 2.0             # passes over the rows; 0: only score init_from
@@ -72,8 +73,8 @@ def find_files(patterns):
 
 
 def read_tasks(patterns):
-    """-> the records of Alpaca files, each with its "task", by default the file's name; and of folders
-    of tables such as GUE, the test rows of each task or, where it has none, the dev rows"""
+    """-> the records of Alpaca files, each with its "task", by default the file's name; and of
+    folders of tables such as GUE, each task's test rows or, where it has none, its dev rows"""
     records = []
     for path in find_files(patterns):
         if os.path.isfile(path):
@@ -227,114 +228,38 @@ def answer_both_strands(model, tok, records, *rest):
     return answers
 
 
-def matthews(confusion):
-    """Matthews correlation coefficient of a confusion matrix (true class, predicted class) of any
-    number of classes (Gorodkin, 2004, "Comparing two K-category assignments by a K-category
-    correlation coefficient"); 0 where all are of one class or predicted as one"""
-    confusion = np.asarray(confusion, dtype=float)
-    true, predicted, n = confusion.sum(axis=1), confusion.sum(axis=0), confusion.sum()
-    spread = math.sqrt(n ** 2 - (true ** 2).sum()) * math.sqrt(n ** 2 - (predicted ** 2).sum())
-    return float((confusion.trace() * n - true @ predicted) / spread) if spread else 0.0
-
-
-def summarize(confusion):
-    """-> accuracy, mcc and its 95% interval by the bootstrap: 1,000 test sets of the same size,
-    drawn with replacement, which amounts to drawing the cells of the confusion matrix"""
-    n = int(confusion.sum())
-    if not n:
-        return {"accuracy": None, "mcc": None, "mcc_interval": None}
-    drawn = np.random.default_rng(0).multinomial(n, confusion.ravel() / n, size=1000)
-    values = [matthews(d.reshape(confusion.shape)) for d in drawn]
-    return {"accuracy": confusion.trace() / n, "mcc": matthews(confusion),
-            "mcc_interval": np.percentile(values, [2.5, 97.5]).tolist()}
-
-
 def score(model, tok, records, max_len, cfg, machine):
-    """-> {task: n, accuracy, mcc, mcc_interval, exact_match, majority}. Accuracy and MCC take the
-    most likely choice; exact_match is whether greedy decoding writes the right answer and stops;
-    majority is the accuracy of always giving the most frequent answer."""
+    """-> {task: n, exact_match, majority, and what judge() says}. exact_match is whether greedy
+    decoding writes the right answer and stops; majority is the accuracy of always giving the most
+    frequent answer; the rest takes the most likely choice."""
     model.eval()
     ask = answer_both_strands if cfg.both_strands else answer
     total = len(records) + cfg.both_strands * len(other_strand(records))
     bar = tqdm(total=total, desc="scoring", unit=" rows", disable=None if machine.is_main else True)
     scores = {}
     for task, members in sorted(by_task(records).items()):
-        # answer and count this process's share of the rows
-        mine = members[machine.rank::machine.world]
-        answers = ask(model, tok, mine, max_len, cfg, machine, bar)
-        answered = [(r, *a) for r, a in zip(mine, answers) if a is not None]
+        # a row per record: each label's probability, whether it was answered, whether rightly
         labels = sorted({c for r in members for c in r.get("choices", [])})
-        confusion = np.zeros((len(labels), len(labels)))
-        for r, p, _ in [a for a in answered if a[0].get("choices")]:
-            best = candidates(r)[int(np.argmax(p))]
-            confusion[labels.index(r["output"]), labels.index(best)] += 1
+        found = np.zeros((len(members), len(labels) + 2))
+        mine = range(machine.rank, len(members), machine.world)
+        answers = ask(model, tok, [members[i] for i in mine], max_len, cfg, machine, bar)
+        for i, a in zip(mine, answers):
+            if a is not None:
+                choices = members[i].get("choices", [])
+                found[i, [labels.index(c) for c in choices]] = a[0][:len(choices)]
+                found[i, -2:] = 1, a[1]
+        found = np.reshape(machine.sum(*found.ravel()), found.shape)    # from all processes
 
-        # add up what all processes have counted
-        exact = sum(written for _, _, written in answered)
-        n, exact, *cells = machine.sum(len(answered), exact, *confusion.ravel())
+        # what they amount to
+        n, exact = found[:, -2:].sum(axis=0)
+        judged = [i for i, r in enumerate(members) if found[i, -2] and r.get("choices")]
+        true = np.array([labels.index(members[i]["output"]) for i in judged], dtype=int)
         most_frequent = max(Counter(r["output"] for r in members).values())
-        scores[task] = {"n": int(n), **summarize(np.array(cells).reshape(confusion.shape)),
+        scores[task] = {"n": int(n), **judge(found[judged, :-2], true, labels),
                         "exact_match": exact / n if n else None,
                         "majority": most_frequent / len(members)}
     bar.close()
     return scores
-
-
-def add_baselines(scores, paths):
-    """Add the MCC of each baseline to the scores of its tasks, as NAME_mcc: those are the files
-    NAME.json in a folder scores/ beside the scored files (bench/kmers.py writes one)."""
-    for folder in sorted({os.path.dirname(path) for path in paths if not os.path.isdir(path)}):
-        for path in sorted(glob.glob(os.path.join(glob.escape(folder), "scores", "*.json"))):
-            name = os.path.splitext(os.path.basename(path))[0]
-            try:
-                with open(path, encoding="utf-8") as f:
-                    baseline = json.load(f)["tasks"]
-                for task in scores.keys() & baseline.keys():
-                    scores[task][f"{name}_mcc"] = baseline[task]["mcc"]
-            except (ValueError, KeyError, TypeError, AttributeError):
-                print(f"{path}: not the scores of a baseline: left out")
-
-
-def with_means(scores, **more):
-    """-> what scores.json holds"""
-    result = {"tasks": scores}
-    keys = {key for s in scores.values() for key in s if key == "mcc" or key.endswith("_mcc")}
-    for key in ["accuracy", "mcc", *sorted(keys - {"mcc"})]:
-        known = [s[key] for s in scores.values() if s.get(key) is not None]
-        result[f"mean_{key}"] = sum(known) / len(known) if known else None
-    return result | more
-
-
-HEADS = {"mcc": "MCC", "mcc_interval": "95% interval", "exact_match": "exact",
-         "kmer_mcc": "6-mers", "classify_mcc": "classifier", "nearest_mcc": "nearest",
-         "zero_shot_mcc": "zero-shot"}
-
-
-def table(result):
-    """What scores.json holds -> a table as text. All columns after "majority" are MCC."""
-    rows = {name + ("" if s.get("tuned", True) else " *"): s
-            for name, s in result["tasks"].items()}
-    keys = dict.fromkeys(key for s in rows.values() for key in s
-                         if key != "tuned" and s[key] is not None)
-    rows["mean"] = {key: result.get(f"mean_{key}") for key in keys}
-
-    def cell(key, value):
-        if value is None:
-            return ""
-        if key == "mcc_interval":
-            return "{:.3f} {:.3f}".format(*value)
-        return f"{value:,}" if key == "n" else f"{value:.3f}"
-
-    # a column per key, as wide as its widest cell
-    width = max(map(len, rows))
-    lines = [name.ljust(width) for name in ("task", *rows)]
-    for key in keys:
-        column = [HEADS.get(key, key)] + [cell(key, s.get(key)) for s in rows.values()]
-        width = max(map(len, column))
-        lines = [f"{line}  {text:>{width}}" for line, text in zip(lines, column)]
-    if any(not s.get("tuned", True) for s in rows.values()):
-        lines.append("* not tuned on")
-    return "\n".join(lines)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -384,7 +309,7 @@ def tune(model, tok, records, max_len, cfg, machine, extra):
               "each")
 
     def evaluate():
-        """The mean over tasks, as in the scores: a task of many rows must not choose best.pt alone"""
+        # the mean over tasks, as in the scores: one of many rows must not choose best.pt alone
         losses = []
         for task in sorted({row.task for row in val}):
             rows, nats, count = [row for row in val if row.task == task], 0.0, 0

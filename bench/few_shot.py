@@ -36,7 +36,8 @@ import prepare
 from bench.kmers import is_dna, kmer_roots, score_labels, write_scores
 from bpe import Tokenizer
 from config.read import reverse_complement
-from instruct import by_task, read_tasks, table, with_means
+from instruct import by_task, read_tasks
+from metrics import table, with_means
 from model import load_checkpoint
 
 

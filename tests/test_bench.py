@@ -21,6 +21,7 @@ from config.machine import Machine
 from config.read import reverse_complement
 from conftest import SMALL, listing, merge
 from instruct import Row, read_tasks
+from metrics import matthews
 from model import GPT, GPTConfig, load_checkpoint
 from train import TrainConfig
 
@@ -239,7 +240,7 @@ def test_votes_by_hand():
                 [("A", "no")]]                                  # no
     scores = few_shot.score_votes(records, examples)
     assert (scores["n"], scores["accuracy"], scores["majority"]) == (3, 2 / 3, 2 / 3)
-    assert scores["mcc"] == pytest.approx(instruct.matthews([[1, 0], [1, 1]]))
+    assert scores["mcc"] == pytest.approx(matthews([[1, 0], [1, 1]]))
 
 
 def test_few_shot_folder(toy, tasks, tmp_path, capsys):

@@ -13,10 +13,12 @@ SIX = ["bpe", "model", "prepare", "train", "instruct", "sample"]
 LIBRARIES = {"torch", "numpy", "regex", "tqdm"}
 
 # What of ours each room may import.
-MAY_IMPORT = {"config": set(), "bpe": set(), "model": set(), "prepare": {"bpe", "config"},
+MAY_IMPORT = {"config": set(), "bpe": set(), "model": set(), "metrics": set(),
+              "prepare": {"bpe", "config"},
               "train": {"model", "bpe", "config"},
-              "instruct": {"train", "prepare", "model", "bpe", "config"},
-              "sample": {"prepare", "model", "bpe", "config"}}
+              "instruct": {"train", "prepare", "metrics", "model", "bpe", "config"},
+              "analyze": {"prepare", "model", "bpe", "config"},
+              "sample": {"analyze", "prepare", "model", "bpe", "config"}}
 
 
 def read(path):

@@ -12,9 +12,9 @@ import torch
 import instruct
 from bpe import Tokenizer
 from conftest import SMALL, listing, merge
-from instruct import (InstructConfig, Row, add_baselines, collate, encode_rows, epoch_batches,
-                      find_files, matthews, other_strand, read_tasks, score, summarize, table,
-                      with_means, without_leaks)
+from instruct import (InstructConfig, Row, collate, encode_rows, epoch_batches, find_files,
+                      other_strand, read_tasks, score, without_leaks)
+from metrics import add_baselines, area_under_curve, judge, matthews, summarize, table, with_means
 from model import GPT, GPTConfig, load_checkpoint
 from prepare import alpaca_prompt, reverse_complement
 from test_train import CPU, read_log, same, weights
@@ -230,22 +230,42 @@ def test_score(tok):
     records[0] = records[0] | {"output": "no"}      # the one thing that the oracle gets wrong
     scores = score(oracle(tok), tok, records, 190, InstructConfig(batch_size=1), CPU)
     assert scores["parity"].pop("mcc_interval") == summarize(np.array([[4, 1], [0, 4]]))["mcc_interval"]
+    assert scores["parity"].pop("labels") == ["no", "yes"]
+    assert scores["parity"].pop("confusion") == [[4, 1], [0, 4]]
     assert scores["parity"] == pytest.approx(
-        {"n": 9, "accuracy": 8 / 9, "mcc": matthews([[4, 1], [0, 4]]), "exact_match": 4 / 9,
-         "majority": 5 / 9})
-    assert scores["free"] == {"n": 4, "accuracy": None, "mcc": None, "mcc_interval": None,
-                              "exact_match": 0.5, "majority": 0.5}
+        {"n": 9, "accuracy": 8 / 9, "f1": 8 / 9, "mcc": matthews([[4, 1], [0, 4]]), "auc": 0.9,
+         "exact_match": 4 / 9, "majority": 5 / 9})
+    assert scores["free"] == {
+        "n": 4, "accuracy": None, "f1": None, "mcc": None, "mcc_interval": None, "auc": None,
+        "labels": [], "confusion": [], "exact_match": 0.5, "majority": 0.5}
     result = with_means(scores)
     assert result["mean_accuracy"] == pytest.approx(8 / 9) and "mean_kmer_mcc" not in result
+
+
+def test_area_under_curve_by_hand():
+    """Of the six pairs of a positive and a negative row, four are in order, one is a tie."""
+    p, positive = np.array([0.9, 0.5, 0.4, 0.5, 0.1]), np.array([1, 1, 1, 0, 0]) == 1
+    assert area_under_curve(p, positive) == pytest.approx(4.5 / 6)
+    assert area_under_curve(-p, positive) == pytest.approx(1.5 / 6)
+    assert area_under_curve(p, positive | True) is None
+
+
+def test_judge_by_hand():
+    """Three labels: F1 of each is 2 TP / (2 TP + FP + FN)."""
+    p = np.array([[8, 1, 1], [1, 8, 1], [1, 8, 1], [1, 1, 8], [8, 1, 1]]) / 10
+    found = judge(p, np.array([0, 0, 1, 2, 2]), ["a", "b", "c"])
+    assert found["confusion"] == [[1, 1, 0], [0, 1, 0], [1, 0, 1]]
+    assert found["f1"] == pytest.approx((2 / 4 + 2 / 3 + 2 / 3) / 3)
+    assert found["auc"] == pytest.approx((3.5 / 6 + 3.5 / 4 + 4.5 / 6) / 3)
 
 
 def test_table_shows_what_there_is(tmp_path):
     scores = {"parity": {"n": 1234, "accuracy": 8 / 9, "mcc": 0.5, "mcc_interval": [0.4, 0.6],
                          "exact_match": None, "majority": 0.5, "tuned": False}}
     assert table(with_means(scores)).splitlines() == [
-        "task          n  accuracy    MCC  95% interval  majority",
-        "parity *  1,234     0.889  0.500   0.400 0.600     0.500",
-        "mean                0.889  0.500                        ",
+        "task          n   acc.    MCC  95% interval  major.",
+        "parity *  1,234  0.889  0.500   0.400 0.600   0.500",
+        "mean             0.889  0.500                      ",
         "* not tuned on"]
     (tmp_path / "scores").mkdir()
     for name, mcc in (("kmer", 0.25), ("mine", 0.125)):
@@ -374,7 +394,7 @@ def test_left_out_tasks_and_baselines(toy, tmp_path, capsys):
         assert s["n"] in (24, 36) and -1 <= s["zero_shot_mcc"] <= 1
         assert s["mcc_interval"][0] <= s["mcc"] <= s["mcc_interval"][1]
     printed = capsys.readouterr().out
-    assert "rows of 2 tasks" in printed and "tf *" in printed and "zero-shot" in printed
+    assert "rows of 2 tasks" in printed and "tf *" in printed and "before" in printed
     state = load_checkpoint(str(tmp_path / "out/best.pt"))[1]
     assert set(state["questions"]) == {"core_promoter", "promoter"}
     assert state["questions"]["promoter"]["choices"] == ["Non-promoter", "promoter"]
