@@ -189,13 +189,16 @@ console.log(JSON.stringify(answers));
 @pytest.mark.parametrize("split", ["mixed", "none"])
 def test_page_gives_the_same_tokens(split, tmp_path):
     """Ids, modalities and spelling, with each split and after some of the merges, as in Python"""
-    tok, texts = Tokenizer.train(prose_and_dna(), 600, split), list(texts_to_type())
+    across = "see ACGTACGTACGT."         # with the split none, this becomes one token
+    tok = Tokenizer.train(prose_and_dna() + [across] * 99, 600, split)
+    texts = [across, *texts_to_type()]
     data, script = page_of(tok)
     (tmp_path / "page.js").write_text(script + NODE, encoding="utf-8")
     run = subprocess.run(["node", tmp_path / "page.js", data], input=json.dumps(texts),
                          capture_output=True, text=True, encoding="utf-8", check=True)
     answers = json.loads(run.stdout)
     assert len(answers) == len(texts) > 25
+    assert any(kind == "both" for tokens in answers[0] for _, kind, _ in tokens) == (split == "none")
 
     few = [Tokenizer(tok.vocab, tok.merges[:used], pattern)
            for pattern in SPLITS.values() for used in (12, None)]
