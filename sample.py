@@ -1,31 +1,38 @@
 """
-Ask a model: complete a text, answer an instruction, chat, score sequences.
+Ask a model: answer, chat, complete a text; label, explain, compare, score, embed sequences.
 
     python sample.py                                      # the toy model answers an instruction
-    python sample.py --instruction="..." --input=ACGT... --choices=yes,no
     python sample.py --chat
+    python sample.py --instruction="..." --input=ACGT... --choices=yes,no
     python sample.py --prompt="The cell is" --temperature=0.8 --out_dir=out/toy
-    python sample.py --score=sequences.fa --out_dir=out/toy
+    python sample.py --predict=genes.csv --task=promoter --output=labels.tsv
+    python sample.py --explain=ACGT... --task=promoter --output=why.tsv
+    python sample.py --compare=ref.fa,alt.fa --out_dir=out/toy      # --score=x.fa, --embed=x.fa
 
-It needs nothing but a folder that train.py or instruct.py has written.
+It needs nothing but a folder that train.py or instruct.py has written. A file is FASTA or a table
+with a column `sequence`, packed (gzip, xz) or not; - is standard input. A sequence too long for a
+prompt is cut at its end, and that is said. Where both strands have the same answer, probabilities
+of a file's sequences are the mean of both.
 """
+import atexit
 import codecs
-import math
 import os
 import re
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
-from torch.nn import functional as F
 
+import analyze
 import config
+from analyze import GUESS, encode_inputs, find_question, make_question, what_was_read
 from bpe import Tokenizer
 from config.machine import find_device
-from config.read import IUPAC, clean_dna, clean_input, read_fasta
-from model import load_checkpoint
-from prepare import alpaca_prompt, encode_prompts, max_prompt_len
+from config.read import clean_dna, clean_input, require
+from model import GPT, load_model
+from prepare import alpaca_prompt, max_prompt_len
 
 # The default example: a promoter of the toy world, of a gene held out of all training.
 EXAMPLE = ("Determine promoter detection of following dna sequence, "
@@ -36,57 +43,50 @@ EXAMPLE = ("Determine promoter detection of following dna sequence, "
 
 @dataclass
 class SampleConfig:
-    out_dir: str = "out/toy-instruct"   # folder of the model
-    prompt: str = ""                # text to complete, as it is
-    instruction: str = ""           # to answer
+    # The model
+    out_dir: str = "out/toy-instruct"   # its folder
+    device: str = "auto"            # auto, cpu, cuda, mps
+    # The question
+    instruction: str = ""           # what to do
+    task: str = ""                  # in its place: a task that the model was tuned on, by its name
     input: str = ""                 # of the instruction, a DNA sequence or text
-    choices: tuple = ()             # show how likely each of these is as the answer
-    chat: bool = False              # read instructions from the terminal
-    score: str = ""                 # FASTA file: print bits and bits per base of each record
+    choices: tuple = ()             # the possible answers, if not those of the task
+    # In place of one answer, one of these
+    chat: bool = False              # read questions from the terminal
+    prompt: str = ""                # text to complete, as it is
+    predict: str = ""               # file: a label for each sequence, and the labels' probabilities
+    explain: str = ""               # file or sequence: the bases that the label depends on
+    compare: tuple = ()             # file of pairs, or two files: reference and alternative alleles
+    score: str = ""                 # file: bits and bits per base of each sequence
+    embed: str = ""                 # file: mean of the final hidden states, to --output=NAME.npy
+    output: str = ""                # file for the result; .gz is packed
+    # How to write
     num_samples: int = 1            # completions of the prompt, or answers
     max_new_tokens: int = 128       # longest answer
     temperature: float = 0.0        # 0: greedy decoding; 1: draw from the model's distribution
     top_k: int = 50                 # draw among the k most likely tokens; 0: among all
-    device: str = "auto"            # auto, cpu, cuda, mps
     seed: int = 1337                # of the draws
+
+
+FILE_USES = "predict", "explain", "compare", "score", "embed"     # functions of analyze.py
+
+
+class Session(NamedTuple):
+    model: GPT
+    tok: Tokenizer
+    cfg: SampleConfig
+    questions: list                 # that the model was tuned on, as instruct.py stores them
+    max_len: int                    # the most tokens that a prompt may have, as in tuning
+    is_tuned: bool                  # to answer
+    generator: torch.Generator
 
 
 # ----------------------------------------------------------------------------------------------
 # Answers
 
-def find_question(instruction, questions):
-    """-> which of the questions that the model was tuned on an instruction asks, in the same words
-    or by naming all its choices; None if it asks none of them"""
-    def names(choice):
-        return re.search(rf"(?<!\w){re.escape(choice)}(?!\w)", instruction)
-
-    same = [q for q in questions if q["instruction"] == instruction]
-    named = [q for q in questions if all(map(names, q["choices"]))]
-    return max(same or named, key=lambda q: len(q["choices"]), default=None)
-
-
 def lacks_input(question, input):
     """Whether a question about a sequence is asked without one"""
     return question is not None and question.get("has_input", True) and not input
-
-
-def encode_question(model, tok, instruction, input, choices):
-    """-> ids of the prompt; a note on the input, as "read 120 bases, kept the first 90" """
-    # a long input is cut at its end
-    max_len = max_prompt_len(tok, choices, model.config.block_size)
-    (ids,), n_cut = encode_prompts(tok, [(instruction, input)], max_len)
-    n_lost = 0 if ids is None else len(alpaca_prompt(instruction, input)) - len(tok.decode(ids))
-    if ids is None or 0 < len(input) <= n_lost:
-        raise ValueError(f"the instruction does not fit into {max_len} tokens: shorten it")
-
-    # what was read and kept
-    is_dna = re.fullmatch(f"[{IUPAC}]+", input)
-    note = f"read {len(input):,} {'bases' if is_dna else 'characters'}"
-    if is_dna and (ambiguous := len(re.findall("[^ACGT]", input))):
-        note += f", {ambiguous:,} of them ambiguous"
-    if n_cut:
-        note += f", kept the first {len(input) - n_lost:,}"
-    return ids.tolist(), note if input else ""
 
 
 def write(model, tok, ids, cfg, generator):
@@ -111,30 +111,28 @@ def probabilities(model, tok, ids, choices):
     return "(" + ", ".join(f"{choice}: {x:.1%}" for x, choice in ranked) + ")"
 
 
-def answer(model, tok, instruction, input, cfg, generator, questions, show_prompt=False):
+def answer(s, instruction, input, show_prompt=False):
     """Print the answer to an instruction, and the probabilities of cfg.choices, or else of its
     question's, if the answer is one of them."""
-    # the prompt, cut as in tuning: the longest choice of all questions would fit after it
-    question = find_question(instruction, questions)
-    if lacks_input(question, input):
-        raise ValueError("this question is about a sequence: give one as the input")
-    known = [c for q in questions for c in q["choices"]]
-    ids, note = encode_question(model, tok, instruction, input, cfg.choices or known)
+    question = find_question(instruction, s.questions)
+    require(not lacks_input(question, input),
+            "this question is about a sequence: give one as the input")
+    (ids,), _ = encode_inputs(s.tok, instruction, [input], s.max_len)
 
     # what to know before reading the answer
-    if note:
-        print(note)
-    if questions and not question:
-        print("the model was not tuned on this question: its answer is a guess")
+    if input:
+        print(what_was_read(s.tok, instruction, input, s.max_len))
+    if s.questions and not question:
+        print(GUESS)
     if show_prompt:
         print("###" + alpaca_prompt(instruction, input).partition("###")[2], end="")
 
     # the answer
-    choices = cfg.choices or (question["choices"] if question else ())
-    for _ in range(cfg.num_samples):
-        response = write(model, tok, ids, cfg, generator)
-        if cfg.choices or response in choices:
-            print(probabilities(model, tok, ids, choices))
+    choices = s.cfg.choices or (question["choices"] if question else ())
+    for _ in range(s.cfg.num_samples):
+        response = write(s.model, s.tok, ids.tolist(), s.cfg, s.generator)
+        if s.cfg.choices or response in choices:
+            print(probabilities(s.model, s.tok, ids.tolist(), choices))
 
 
 # ----------------------------------------------------------------------------------------------
@@ -207,15 +205,28 @@ def read_message(questions):
             prompt = "  its sequence: "
 
 
-def chat(model, tok, cfg, generator, questions):
-    """Answer one message after the other; nothing is remembered from one to the next."""
+def keep_whole_pastes():
+    """Switch on readline: line editing, and a history of the session. Between prompts it leaves the
+    terminal in its canonical mode, which drops what exceeds 4,095 characters of a line: bases of a
+    sequence that is pasted together with its question. Out of that mode nothing is dropped."""
     with suppress(ImportError):     # not on Windows
-        import readline             # line editing, and lines of more than 4,095 characters
+        import readline     # noqa: F401
+        import termios
+        if sys.stdin.isatty() and sys.stdout.isatty():
+            before, mode = termios.tcgetattr(sys.stdin), termios.tcgetattr(sys.stdin)
+            mode[3] &= ~(termios.ICANON | termios.ECHO)     # readline shows what it reads
+            atexit.register(termios.tcsetattr, sys.stdin, termios.TCSADRAIN, before)
+            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, mode)
+
+
+def chat(s):
+    """Answer one message after the other; nothing is remembered from one to the next."""
+    keep_whole_pastes()
 
     # what can be asked, and how
-    for number, q in enumerate(questions, start=1):
+    for number, q in enumerate(s.questions, start=1):
         print(f"{number:4}  {q['task']}: {', '.join(q['choices'])}")
-    if not questions:
+    if not s.questions:
         print("This model was not tuned on questions with choices.")
     print("Type a question's number, or an instruction, and below it a DNA sequence. An empty "
           "line\nends a message; Ctrl-C drops it, or stops an answer; Ctrl-D ends the chat.\n")
@@ -225,11 +236,10 @@ def chat(model, tok, cfg, generator, questions):
     while True:
         instruction = None
         try:
-            instruction, dna = read_message(questions)
+            instruction, dna = read_message(s.questions)
             stopping = False
-            if not instruction:
-                raise ValueError("a sequence without a question: begin with the question")
-            answer(model, tok, instruction, dna, cfg, generator, questions)
+            require(instruction, "a sequence without a question: begin with the question")
+            answer(s, instruction, dna)
         except ValueError as e:
             print(e)
         except EOFError:
@@ -243,74 +253,57 @@ def chat(model, tok, cfg, generator, questions):
 
 
 # ----------------------------------------------------------------------------------------------
-# Scores
 
-@torch.inference_mode()
-def total_bits(model, tok, sequence):
-    """-> the bits that the model needs for a sequence, read as a document: few if the sequence
-    resembles what the model was trained on"""
-    T = model.config.block_size
-    ids = torch.tensor([tok.eot] + tok.encode(sequence), device=model.device)
-    nats = []
-    # windows overlap by half: each token counts once, with at least half a context before it
-    for start in range(0, max(1, len(ids) - 1 - T // 2), T // 2):
-        window = ids[start:start + T + 1]
-        logits, _ = model(window[None, :-1])
-        loss = F.cross_entropy(logits[0].float(), window[1:], reduction="none")
-        nats += loss[T - T // 2 if start else 0:].tolist()
-    return math.fsum(nats) / math.log(2)
+def load(cfg):
+    """-> the Session with the model of cfg.out_dir"""
+    device = find_device(cfg.device)
+    model, state = load_model(cfg.out_dir, device)
+    tokenizer = os.path.join(cfg.out_dir, "tokenizer.json")
+    tok = Tokenizer.load(tokenizer, state.get("tokenizer_sha256"))
+    questions = [{"task": task} | q for task, q in state.get("questions", {}).items()]
 
+    # the instruction of a task; room for the longest choice of all questions, as in tuning
+    known = {q["task"]: q["instruction"] for q in questions}
+    require(cfg.task in ["", *known], f"task={cfg.task}: the model of {cfg.out_dir} was tuned on "
+            f"{', '.join(known) or 'no tasks'}")
+    cfg = replace(cfg, instruction=cfg.instruction or known.get(cfg.task, ""))
+    choices = cfg.choices or [c for q in questions for c in q["choices"]]
+    max_len = max_prompt_len(tok, choices, model.config.block_size)
+    generator = torch.Generator(device).manual_seed(cfg.seed)
+    return Session(model.eval(), tok, cfg, questions, max_len, "questions" in state, generator)
 
-def score_file(model, tok, path):
-    """Print bits and bits per base of each record of a FASTA file, in its order. The stretches
-    between ambiguous letters are scored separately."""
-    records = []        # (name, stretches); all are read first, so that errors precede output
-    for name, stretch in read_fasta(path):
-        if not stretch:             # a new record
-            records.append((" ".join(name.split()), []))
-        else:
-            records[-1][1].append(stretch)
-
-    print("bits_per_base", "bits", "bases", "record", "note", sep="\t")
-    for name, stretches in records:
-        bases = sum(map(len, stretches))
-        bits = math.fsum(total_bits(model, tok, s) for s in stretches) if bases else math.nan
-        note = "" if bases else "nothing to score: no 8 bases in a row"
-        print(f"{bits / max(bases, 1):.6f}\t{bits:.6f}\t{bases}\t{name}\t{note}", flush=True)
-
-
-# ----------------------------------------------------------------------------------------------
 
 def main(argv):
-    # the model, and the questions that it was tuned on
+    # one of its uses
     cfg = config.from_command_line(SampleConfig, "sample", argv)
-    if cfg.input and not cfg.instruction:
-        raise ValueError("--input needs an --instruction that says what to do with it")
-    device = find_device(cfg.device)
-    model, state = load_checkpoint(os.path.join(cfg.out_dir, "best.pt"), device)
-    model.eval()
-    tok = Tokenizer.load(os.path.join(cfg.out_dir, "tokenizer.json"), state["tokenizer_sha256"])
-    questions = [{"task": task} | q for task, q in state.get("questions", {}).items()]
-    generator = torch.Generator(device).manual_seed(cfg.seed)
+    uses = [use for use in ("chat", "prompt", *FILE_USES) if getattr(cfg, use)]
+    require(len(uses) <= 1, f"--{' and --'.join(uses)}: give one of them")
+    require(not cfg.input or cfg.instruction or cfg.task,
+            "--input needs an --instruction that says what to do with it, or a --task")
+    s = load(cfg)
 
-    # one of its four uses
-    if cfg.score:
-        score_file(model, tok, cfg.score)
-        if "questions" in state:
+    # on files
+    if uses and uses[0] in FILE_USES:
+        use, file = getattr(analyze, uses[0]), getattr(cfg, uses[0])
+        question = make_question(s.cfg.instruction, cfg.choices, s.questions, s.max_len)
+        require(question or uses[0] not in ("predict", "explain"),
+                f"--{uses[0]} needs a --task, or an --instruction and its --choices")
+        use(s.model, s.tok, file, question, cfg.output)
+        if uses[0] in ("score", "compare") and s.is_tuned:
             print("warning: this model was tuned to answer: bits per base belong to the "
                   "pretrained one, by its --out_dir", file=sys.stderr)
+    # on what is typed
     elif cfg.chat:
-        chat(model, tok, cfg, generator, questions)
+        chat(s)
     elif cfg.prompt:
         for _ in range(cfg.num_samples):
             print(cfg.prompt, end="")
-            write(model, tok, tok.encode(cfg.prompt), cfg, generator)
+            write(s.model, s.tok, s.tok.encode(cfg.prompt), cfg, s.generator)
             print()
     else:
-        instruction, input = (cfg.instruction, cfg.input) if cfg.instruction else EXAMPLE
-        input = clean_input(input, "input")
-        answer(model, tok, instruction, input, cfg, generator, questions, show_prompt=True)
-        if not cfg.instruction:
+        instruction, input = (s.cfg.instruction, cfg.input) if s.cfg.instruction else EXAMPLE
+        answer(s, instruction, clean_input(input, "input"), show_prompt=True)
+        if not s.cfg.instruction:
             print("\nnext: python sample.py --chat")
 
 

@@ -5,13 +5,17 @@ Draw runs, or print their scores side by side.
     python -m results.plot out/a out/b --out=loss.png       # several runs in one picture
     python -m results.plot --scores out/laptop-instruct     # MCC per task, to scores.png there
     python -m results.plot --compare out/a out/b+out/c      # a table of MCC; b+c: mean ± std
+    python -m results.plot --explain why.tsv --mark "TATA box:80-88"    # which bases matter
 
 The loss comes from log.jsonl, in bits per base of DNA and bits per byte of English; the scores
-come from scores.json. Pictures need matplotlib (`pip install matplotlib`), the table does not.
+come from scores.json, and what a label depends on from sample.py --explain. Pictures need
+matplotlib (`pip install matplotlib`), the table does not.
 """
 import argparse
+import csv
 import json
 import os
+import re
 from statistics import mean, stdev
 
 import config
@@ -204,25 +208,110 @@ def cell(mccs):
     return f"{mean(mccs):.3f}" + (f" ± {stdev(mccs):.3f}" if len(mccs) > 1 else "")
 
 
+# ----------------------------------------------------------------------------------------------
+# Which bases matter
+
+COLOURS = {"A": "#009E73", "C": "#0072B2", "G": "#E69F00", "T": "#D55E00"}    # Okabe and Ito, 2008
+PER_ROW = 60        # bases
+
+
+def read_explanation(path):
+    """path: what sample.py --explain wrote -> {(name, label): [(base, mean change), ...]}, the mean
+    over the bases that differ from the sequence's own"""
+    found = {}
+    with open(path, encoding="utf-8", newline="") as f:
+        for number, line in enumerate(csv.DictReader(f, delimiter="\t"), start=2):
+            try:
+                changes = [float(line[base]) for base in "ACGT" if base != line["base"]]
+                bases = found.setdefault((line["name"], line["label"]), [])
+                bases.append((line["base"], mean(changes)))
+            except (KeyError, TypeError, ValueError):
+                raise ValueError(f"{path}: line {number}: not what sample.py --explain "
+                                 "wrote") from None
+    if not found:
+        raise ValueError(f"{path}: no bases in it: give what sample.py --explain wrote")
+    return found
+
+
+def read_marks(texts):
+    """["TATA box:80-88"] -> [("TATA box", 80, 88)], positions from 1"""
+    found = [re.fullmatch(r"(.+):(\d+)-(\d+)", text) for text in texts]
+    if None in found:
+        raise ValueError(f"--mark={texts[found.index(None)]}: write NAME:FIRST-LAST")
+    return [(m[1], int(m[2]), int(m[3])) for m in found]
+
+
+def draw_letter(axis, base, position, value):
+    """A letter between 0 and `value`, upright either way"""
+    from matplotlib.patches import PathPatch
+    from matplotlib.textpath import TextPath
+    from matplotlib.transforms import Affine2D
+    letter = TextPath((0, 0), base, size=1, prop={"family": "DejaVu Sans", "weight": "bold"})
+    box = letter.get_extents()
+    place = Affine2D().translate(-box.x0, -box.y0).scale(0.9 / box.width, abs(value) / box.height)
+    place.translate(position - 0.45, min(value, 0))
+    color = COLOURS.get(base, "tab:gray")
+    axis.add_patch(PathPatch(place.transform_path(letter), facecolor=color, linewidth=0))
+
+
+def draw_explanation(path, out, marks=()):
+    """Draw each base as high as the mean change of the label's log-odds when it is replaced, 60 of
+    them a row. marks: (name, first, last) positions of what is known. out: the image"""
+    plt = pyplot()
+    found = read_explanation(path)
+    parts = [(key, start) for key, bases in found.items()
+             for start in range(0, len(bases), PER_ROW)]
+    values = [value for bases in found.values() for _, value in bases]
+    low, high = min(values), max(0, *values)
+    room = 0.15 * (high - low or 1)        # below for the sequence, above for the marks
+    figure, axes = plt.subplots(len(parts), figsize=(10, 0.4 + 1.6 * len(parts)), squeeze=False,
+                                constrained_layout=True)
+    for axis, ((name, label), start) in zip(axes[:, 0], parts):
+        # the letters, the sequence below them, and above them what is known
+        bases = found[name, label]
+        for i, (base, value) in enumerate(bases[start:start + PER_ROW], start=start + 1):
+            draw_letter(axis, base, i, value)
+            axis.text(i, low - room, base, ha="center", va="center", fontsize=8, color="gray")
+        for what, first, last in marks:
+            if start < first <= start + PER_ROW:
+                axis.hlines(high + room / 2, first - 0.5, last + 0.5, color="black", linewidth=2)
+                axis.text((first + last) / 2, high + room, what, ha="center", fontsize=8)
+        axis.set(xlim=(start + 0.4, start + PER_ROW + 0.6), ylim=(low - 2 * room, high + 2 * room))
+        axis.set_xticks(range(start + 10, start + PER_ROW + 1, 10))
+        axis.axhline(0, color="black", linewidth=0.8)
+        tidy(axis)
+        if start == 0:
+            axis.set_title(f"{name}: {label}", fontsize=10, loc="left")
+    figure.supylabel("change of log-odds when replaced", fontsize=9)
+    figure.savefig(out, dpi=150)
+
+
 def main(argv):
     parser = argparse.ArgumentParser(prog="python -m results.plot", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="out/NAME",
-                        help="folder that train.py or instruct.py wrote, or a scores.json")
+                        help="folder that train.py or instruct.py wrote, a scores.json, or what "
+                             "sample.py --explain wrote")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--scores", action="store_true", help="draw the MCC of each task")
     mode.add_argument("--compare", action="store_true", help="print the MCC of each task")
+    mode.add_argument("--explain", action="store_true", help="draw which bases a label depends on")
+    parser.add_argument("--mark", action="append", default=[], metavar="NAME:FIRST-LAST",
+                        help="a known element, to show in the picture of --explain")
     parser.add_argument("--out", metavar="FILE", help="image to write: .png, .svg or .pdf")
     args = parser.parse_args(argv)
 
     if args.compare:
         print(compare(args.runs))
         return
-    name = "scores.png" if args.scores else "loss.png"
+    name = "scores.png" if args.scores else "explain.png" if args.explain else "loss.png"
     if not args.out and (len(args.runs) > 1 or os.path.isfile(args.runs[0])):
         raise ValueError(f"where should the picture go? Give --out={name}")
     out = args.out or os.path.join(args.runs[0], name)
-    (draw_scores if args.scores else draw_loss)(args.runs, out)
+    if args.explain:
+        draw_explanation(args.runs[0], out, read_marks(args.mark))
+    else:
+        (draw_scores if args.scores else draw_loss)(args.runs, out)
     print(f"wrote {out}")
 
 

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from results.plot import compare, draw_loss, draw_scores, main, read_log, read_scores
+from results.plot import (compare, draw_explanation, draw_loss, draw_scores, main,
+                          read_explanation, read_log, read_marks, read_scores)
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PNG = b"\x89PNG"
@@ -114,6 +115,42 @@ def test_published_figures_have_the_names_of_the_logs():
     """A misspelled task would be left out of the picture without a word."""
     from results.plot import DNABERT_2, DNAHLM
     assert DNAHLM.keys() | DNABERT_2.keys() <= read_scores(f"{ROOT}/results/laptop-instruct").keys()
+
+
+# -- which bases matter
+
+WHY = ("name\tlabel\tposition\tbase\tA\tC\tG\tT\n"
+       "s\tyes\t1\tG\t-3\t-1\t0\t-2\n" "s\tyes\t2\tN\t1\t0\t0\t1\n" "t\tno\t1\tA\t0\t1\t1\t1\n")
+
+
+def test_explanation(tmp_path, texts):
+    """A letter as high as the mean change, hanging where it is negative; a panel per sequence."""
+    (tmp_path / "why.tsv").write_text(WHY)
+    found = read_explanation(str(tmp_path / "why.tsv"))
+    assert found == {("s", "yes"): [("G", -2.0), ("N", 0.5)], ("t", "no"): [("A", 1.0)]}
+    draw_explanation(str(tmp_path / "why.tsv"), str(tmp_path / "why.png"), [("box", 1, 2)])
+    assert (tmp_path / "why.png").read_bytes().startswith(PNG)
+    assert {"s: yes", "t: no", "box", "G", "N", "A"} <= texts()
+    from matplotlib import pyplot as plt
+    letters = [patch.get_path().get_extents() for patch in plt.gcf().axes[0].patches]
+    assert [(b.y0, b.y1) for b in letters] == [pytest.approx((-2, 0)), pytest.approx((0, 0.5))]
+    assert [(b.x0 + b.x1) / 2 for b in letters] == pytest.approx([1, 2])
+
+
+def test_explanation_as_a_command(tmp_path):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "why.tsv").write_text(WHY)
+    run = plot("--explain", "why.tsv", "--out=why.png", "--mark", "TATA box:1-2", cwd=tmp_path)
+    assert run.stdout == "wrote why.png\n" and run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("text", ["", "name\tlabel\n", "a\tb\n1\t2\n", WHY.replace("-3", "x")])
+def test_wrong_explanations_are_refused(tmp_path, text):
+    (tmp_path / "why.tsv").write_text(text)
+    with pytest.raises(ValueError, match="why.tsv: .*sample.py --explain wrote"):
+        read_explanation(str(tmp_path / "why.tsv"))
+    with pytest.raises(ValueError, match="--mark=box: write NAME:FIRST-LAST"):
+        read_marks(["a:b:1-2", "box"])
 
 
 # -- the table

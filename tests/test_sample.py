@@ -1,6 +1,5 @@
 """Asking a model."""
 import fcntl
-import math
 import os
 import pty
 import re
@@ -16,9 +15,8 @@ import torch
 
 import sample
 from bpe import Tokenizer
-from model import GPT, GPTConfig, load_checkpoint
 from prepare import fold
-from sample import find_question, parse_message, total_bits
+from sample import find_question, parse_message
 
 ROOT = os.path.dirname(os.path.abspath(sample.__file__))
 BASES = "ACGTTGCAAC" * 6
@@ -74,23 +72,6 @@ def test_find_question():
     assert find_question("yes, no or perhaps", QUESTIONS) is QUESTIONS[1]    # the most choices
     assert find_question("Have you eyes? Do you know?", QUESTIONS) is None   # whole words only
     assert find_question("Is it?", QUESTIONS) is find_question("yes, no", []) is None
-
-
-@pytest.mark.parametrize("bases", [8, 9, 40, 400])
-def test_total_bits(bases):
-    """Over windows that overlap, every token once; of a model that only knows its bigrams, so that
-    the context does not matter, the same as in one piece."""
-    tok = Tokenizer.train(["ACGTTGCA" * 9], 257)
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(257, 16, 1, 1, 8)).eval()
-    torch.nn.init.normal_(model.transformer.wte.weight)
-    torch.nn.init.zeros_(model.transformer.wpe.weight)
-    torch.nn.init.zeros_(model.transformer.h[0].attn.c_proj.weight)
-    sequence = ("GATTACA" * 99)[:bases]
-    ids = [tok.eot] + tok.encode(sequence)
-    nats = sum(-model(torch.tensor([[a]]))[0][0, 0].log_softmax(-1)[b].item()
-               for a, b in zip(ids, ids[1:]))
-    assert total_bits(model, tok, sequence) == pytest.approx(nats / math.log(2), rel=1e-6)
 
 
 def tuned(toy, folder, questions):
@@ -203,37 +184,6 @@ def test_probabilities_are_of_the_answers_own_labels(toy, tmp_path, capsys):
     assert "%, " in run(capsys, out_dir, *ask, "--choices=aye,no")
 
 
-# -- scores
-
-def test_score(toy, tmp_path, capsys):
-    fasta = tmp_path / "x.fa"
-    fasta.write_text(">one\nACGTACGTACGTTTTT\nNNNNNNNNNN\nGGGGGGGGGG\n>two\n" + "acgu" * 500 +
-                     "\n>short\nACGT\n>one\nACGTACGTACGTTTTT\n>none\n>unknown\n" + "N" * 50 + "\n")
-    head, *rows = [line.split("\t") for line in
-                   run(capsys, f"--out_dir={toy}/out", f"--score={fasta}").splitlines()]
-    assert head == ["bits_per_base", "bits", "bases", "record", "note"]
-    assert [row[2:4] for row in rows] == [["26", "one"], ["2000", "two"], ["0", "short"],
-                                          ["16", "one"], ["0", "none"], ["0", "unknown"]]
-    for row in rows:
-        assert (row[:2] == ["nan", "nan"]) == (row[2] == "0") == ("nothing to score" in row[4])
-
-    model, _ = load_checkpoint(f"{toy}/out/best.pt")
-    tok = Tokenizer.load(f"{toy}/out/tokenizer.json")
-    a, b = (total_bits(model.eval(), tok, s) for s in ("ACGTACGTACGTTTTT", "GGGGGGGGGG"))
-    assert float(rows[0][1]) == pytest.approx(a + b, abs=1e-5)
-    assert float(rows[0][0]) == pytest.approx((a + b) / 26, abs=1e-6)
-    assert rows[3][1] == f"{a:.6f}"
-
-
-def test_a_tuned_model_scores_with_a_warning(toy, tmp_path):
-    (tmp_path / "x.fa").write_text(">one\nACGTACGTACGT\n")
-    done = command(tuned(toy, tmp_path, QUESTIONS), f"--score={tmp_path}/x.fa")
-    assert done.returncode == 0 and done.stdout.count("\n") == 2
-    assert done.stderr.startswith("warning: ") and done.stderr.count("\n") == 1
-    assert "pretrained" in done.stderr
-    assert command(f"--out_dir={toy}/out", f"--score={tmp_path}/x.fa").stderr == ""
-
-
 # -- chat
 
 GUESS = "the model was not tuned on this question: its answer is a guess\n"
@@ -315,7 +265,8 @@ class Terminal:
 WARNING = "Ctrl-C again or Ctrl-D ends the chat"
 
 
-@pytest.mark.skipif(not os.environ.get("TERMINAL"), reason="TERMINAL=1: readline may miss a key on a busy machine")
+@pytest.mark.skipif(not os.environ.get("TERMINAL"),
+                    reason="TERMINAL=1: readline may miss a key on a busy machine")
 @pytest.mark.parametrize("end", ["\x03\x03", "\x04"])
 def test_chat_in_a_terminal(chat_model, end):
     """With a paste longer than a terminal's line, and Ctrl-C in each place where it may come."""
@@ -346,12 +297,12 @@ def test_chat_in_a_terminal(chat_model, end):
 # -- what is refused
 
 def test_one_clear_line(toy, chat_model, tmp_path):
-    (tmp_path / "x.fa").write_text(">good\nACGTACGTACGT\n>protein\nMKLVAW\n")
     out_dir = f"--out_dir={toy}/out"
     for args, message in [
             ([f"--out_dir={tmp_path}/none"], "none/best.pt: no such checkpoint"),
-            ([out_dir, f"--score={tmp_path}/no.fa"], "no.fa: No such file"),
-            ([out_dir, f"--score={tmp_path}/x.fa"], "x.fa: line 4: "),
+            ([out_dir, "--score=x.fa", "--chat"], "--chat and --score: give one of them"),
+            ([chat_model, "--task=tial", f"--input={BASES}"], "was tuned on bases, tail, sums"),
+            ([out_dir, "--task=tail", f"--input={BASES}"], "was tuned on no tasks"),
             ([out_dir, "--temprature=1"], "did you mean temperature?"),
             ([out_dir, "--input=ACGT"], "--input needs an --instruction"),
             ([out_dir, "--instruction=Speak.", "--input=ACGT--ACGT"], "remove the gaps"),

@@ -1,0 +1,406 @@
+"""Files of sequences: labels, which bases they depend on, alleles, bits, embeddings."""
+import gzip
+import io
+import lzma
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import analyze
+import instruct
+import sample
+from analyze import Question, kept_length, log_odds, log_probabilities, marks, total_bits
+from bpe import Tokenizer
+from config import toy as toy_world
+from config.read import read_alpaca, reverse_complement
+from model import GPT, GPTConfig, load_checkpoint
+from prepare import encode_prompts
+
+ROOT = os.path.dirname(os.path.abspath(sample.__file__))
+BASES = "ACGTTGCAAC" * 6
+ASK = Question("Is it?", ("yes", "no"), 240)
+
+
+def run(capsys, *args):
+    sample.main([*args, "--device=cpu"])
+    return capsys.readouterr().out
+
+
+def table(text):
+    """-> the columns' names, the rows"""
+    head, *rows = [line.split("\t") for line in text.splitlines()]
+    return head, rows
+
+
+@pytest.fixture(scope="module")
+def model(toy):
+    return load_checkpoint(f"{toy}/out/best.pt")[0].eval()
+
+
+@pytest.fixture(scope="module")
+def tok(toy):
+    return Tokenizer.load(f"{toy}/out/tokenizer.json")
+
+
+class Reader:
+    """In place of a model: the log-odds of "yes" are a function of the sequence in the prompt."""
+    config = GPTConfig(block_size=256)
+
+    def __init__(self, tok, odds):
+        self.tok, self.odds = tok, odds
+
+    def log_likelihoods(self, prompts, choices):
+        texts = [self.tok.decode(ids) for ids in prompts]
+        sequences = ["".join(t.split("### Input:")[1].split("###")[0].split()) for t in texts]
+        return torch.tensor([[self.odds(s), 0.0] for s in sequences]), None
+
+
+# -- files
+
+@pytest.mark.parametrize("name,text,expected", [
+    ("x.fa", ">a b\tc\nacgu\nNR\n;a comment\n\n>d\nTT\n", [("a b c", "ACGTNR"), ("d", "TT")]),
+    ("x.csv", "sequence,label\nACGT,1\n\nacgtn,0\n", [("1", "ACGT"), ("2", "ACGTN")]),
+    ("x.tsv", "ID\tseq\tnote\nx 1\tACGT\t\n", [("x 1", "ACGT")]),
+    ("x.csv", '\ufeffnote,Sequence,name\r\n"a, b",ACGT,p\r\n', [("p", "ACGT")]),
+])
+def test_read_sequences(tmp_path, monkeypatch, name, text, expected):
+    for packed, pack in ((name, bytes), (f"{name}.gz", gzip.compress), (f"{name}.xz", lzma.compress)):
+        (tmp_path / packed).write_bytes(pack(text.encode()))
+        assert analyze.read_sequences(str(tmp_path / packed)) == expected
+
+
+@pytest.mark.parametrize("text,message", [
+    ("", "an empty file"),
+    ("ACGTACGT\n", "neither FASTA nor a table whose first line names one column sequence"),
+    ("@read\nACGT\n+\nIIII\n", "neither FASTA nor a table"),
+    ("name,label\na,1\n", "it is 'name,label'"),
+    ("sequence,name\nACGT\n", "line 2: 1 fields, not 2"),
+    ("sequence\n", "no rows"),
+    ("sequence,name\nACGT,a\n,b\n", "b: no sequence"),
+    (">a\nACGT\n>b\n", "b: no sequence"),
+    (">a\nACGT\nMKL\n", "line 3: 'L' is no nucleotide"),
+    (";\nACGT\n", "line 2: not FASTA"),
+])
+def test_what_is_no_file_of_sequences_is_refused(tmp_path, text, message):
+    (tmp_path / "x").write_text(text)
+    with pytest.raises(ValueError) as e:
+        analyze.read_sequences(str(tmp_path / "x"))
+    assert str(e.value).startswith(f"{tmp_path}/x: ") and message in str(e.value)
+
+
+def test_results_appear_when_complete(tmp_path, capsys):
+    path = str(tmp_path / "x.tsv.gz")
+    with pytest.raises(ValueError):
+        with analyze.results(path) as f:
+            f.write("half")
+            raise ValueError
+    assert os.listdir(tmp_path) == []
+    with analyze.results(path) as f:
+        f.write(analyze.tsv("a", 1, 0.5, np.float64(-1e-7)))
+    with gzip.open(path, "rt") as f:
+        assert f.read() == "a\t1\t0.500000\t-0.000000\n"
+    assert os.listdir(tmp_path) == ["x.tsv.gz"] and capsys.readouterr().out == f"wrote {path}\n"
+
+
+# -- labels
+
+def test_batches_are_of_similar_lengths_and_leave_nothing_out():
+    items = ["x" * n for n in np.random.default_rng(0).integers(1, 200, size=300)]
+    found = list(analyze.batches(items, ""))
+    assert sorted(i for batch in found for i in batch) == list(range(300))
+    for batch in found:
+        lengths = [len(items[i]) for i in batch]
+        assert max(lengths) - min(lengths) < 70 and len(batch) <= analyze.BATCH
+    assert list(analyze.batches(["x" * n for n in (15, 1, 14, 16)], "")) == [[0, 1, 2, 3]]
+
+
+def test_log_probabilities(model, tok):
+    """Rows of any length in any batch have the probabilities that they have alone."""
+    rng = np.random.default_rng(0)
+    sequences = ["".join(rng.choice(list("ACGT"), size=n)) for n in rng.integers(4, 90, size=150)]
+    p = log_probabilities(model, tok, ASK, sequences, "").exp()
+    choices = [tok.encode(c) + [tok.eot] for c in ASK.choices]
+    for i in (0, 77, 149):
+        (ids,), _ = encode_prompts(tok, [("Is it?", sequences[i])], 240)
+        alone = model.log_likelihoods([ids.tolist()], choices)[0].softmax(dim=1)[0]
+        assert p[i].tolist() == pytest.approx(alone.tolist(), abs=1e-6)
+    assert p.sum(dim=1).tolist() == pytest.approx([1] * 150)
+
+
+def test_the_mean_of_both_strands(tok):
+    reader = Reader(tok, lambda s: s.count("A") - s.count("T"))
+    one = log_probabilities(reader, tok, ASK, ["AAAACCCC", "ACGTACGT"], "").exp()
+    both = log_probabilities(reader, tok, ASK._replace(either_strand=True),
+                             ["AAAACCCC", "ACGTACGT"], "").exp()
+    assert one[:, 0].tolist() == pytest.approx([1 / (1 + math.exp(-4)), 0.5])
+    assert both[:, 0].tolist() == pytest.approx([0.5, 0.5])
+    turned = log_probabilities(reader, tok, ASK, [reverse_complement("AAAACCCC")], "").exp()
+    assert turned[0, 0].item() == pytest.approx(1 - one[0, 0].item())
+
+
+def test_log_odds_are_precise_near_one():
+    log_p = torch.tensor([[50.0, 0.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64).log_softmax(1)
+    assert log_odds(log_p, 0).tolist() == pytest.approx([50 - math.log(2), -math.log(2)])
+
+
+@pytest.mark.parametrize("length,max_len", [(10, 240), (60, 240), (400, 240), (4000, 240)])
+def test_kept_length(tok, length, max_len):
+    """What is beyond it does not change the prompt, and what is within it does."""
+    text = (BASES * 99)[:length]
+    kept = kept_length(tok, "Is it?", text, max_len)
+    (ids,), n_cut = encode_prompts(tok, [("Is it?", text)], max_len)
+    assert (kept == length) == (n_cut == 0) and 0 < kept <= length
+    sequence = tok.decode(ids).split("### Input:")[1].split("###")[0]
+    assert "".join(sequence.split()) == text[:kept]
+
+
+def test_predict(toy, tmp_path, capsys):
+    rows = [f"{i},{BASES[:8 + 5 * (7 * i % 9)]}\n" for i in range(9)]
+    (tmp_path / "x.csv").write_text("id,sequence\n" + "".join(rows))
+    ask = [f"--out_dir={toy}/out", f"--predict={tmp_path}/x.csv", "--instruction=Is it?",
+           "--choices=yes,no"]
+    head, found = table(run(capsys, *ask))
+    assert head == ["name", "label", "yes", "no"]
+    assert [row[0] for row in found] == list("012345678")           # in the order of the file
+    for _, label, *p in found:
+        assert label == head[2:][p.index(max(p))]
+        assert all(len(x) == 8 for x in p) and sum(map(float, p)) == pytest.approx(1, abs=2e-6)
+    assert len({row[2] for row in found}) == 9                      # each sequence its own
+    # the same to a file, and one by one
+    out = run(capsys, *ask, f"--output={tmp_path}/y.tsv")
+    assert out == f"wrote {tmp_path}/y.tsv\n"
+    assert table((tmp_path / "y.tsv").read_text()) == (head, found)
+    (tmp_path / "x.csv").write_text("id,sequence\n" + rows[4])
+    alone = table(run(capsys, *ask))[1][0]
+    assert float(alone[2]) == pytest.approx(float(found[4][2]), abs=2e-6)
+
+
+def test_a_task_is_asked_as_it_was_tuned(toy, tmp_path, capsys):
+    """Its words, its labels, its strands; an untuned question is called a guess."""
+    state = torch.load(f"{toy}/out/best.pt", weights_only=True)
+    state["questions"] = {"it": {"instruction": "Is it?", "choices": ["yes", "no"],
+                                 "has_input": True, "either_strand": True}}
+    torch.save(state, tmp_path / "best.pt")
+    os.symlink(f"{toy}/out/tokenizer.json", tmp_path / "tokenizer.json")
+    (tmp_path / "x.fa").write_text(f">a\n{BASES}\n>b\n{reverse_complement(BASES)}\n")
+    ask = [f"--out_dir={tmp_path}", f"--predict={tmp_path}/x.fa"]
+    head, (a, b) = table(run(capsys, *ask, "--task=it"))
+    assert head == ["name", "label", "yes", "no"] and a[1:] == b[1:]    # either strand
+    sample.main([*ask, "--instruction=Are you sure?", "--choices=aye,never", "--device=cpu"])
+    out, err = capsys.readouterr()
+    assert err == analyze.GUESS + "\n" and table(out)[1][0][1:] != table(out)[1][1][1:]
+    for args, message in [(["--instruction=Are you sure?"], "give its --choices=A,B"),
+                          ([], "--predict needs a --task, or an --instruction"),
+                          (["--task=that"], "was tuned on it")]:
+        with pytest.raises(ValueError, match=message):
+            sample.main([*ask, *args, "--device=cpu"])
+
+
+def test_cut_inputs_are_counted(model, tok, capsys):
+    log_probabilities(model, tok, ASK, [BASES, BASES * 99], "")
+    assert capsys.readouterr().err == \
+        "1 of 2 inputs were cut at their end, to fit into 240 tokens\n"
+    with pytest.raises(ValueError, match="the instruction does not fit into 9 tokens"):
+        log_probabilities(model, tok, ASK._replace(max_len=9), [BASES], "")
+
+
+# -- which bases a label depends on
+
+def test_mutation_effects(tok):
+    """Of a reader that counts As: A in place of another base adds one, of an A takes one away."""
+    reader = Reader(tok, lambda s: s.count("A"))
+    label, odds, changes = analyze.mutation_effects(reader, tok, ASK, "GANTACAAAACC")
+    assert (label, odds) == ("yes", pytest.approx(6))
+    assert changes[0].tolist() == pytest.approx([1, 0, 0, 0])
+    assert changes[1].tolist() == pytest.approx([0, -1, -1, -1])
+    assert changes[2].tolist() == pytest.approx([1, 0, 0, 0])
+    means = analyze.mean_changes("GANTACAAAACC", changes)
+    assert means[:3].tolist() == pytest.approx([1 / 3, -1, 1 / 4])
+    assert marks(means) == "+#++#+####++"
+    # of the likeliest label, whichever it is
+    label, odds, negative = analyze.mutation_effects(
+        Reader(tok, lambda s: -s.count("A")), tok, ASK, "GANTACAAAACC")
+    assert (label, odds) == ("no", pytest.approx(6)) and np.allclose(negative, changes)
+
+
+def test_explain(toy, tmp_path, capsys):
+    ask = [f"--out_dir={toy}/out", "--instruction=Is it?", "--choices=yes,no"]
+    out = run(capsys, *ask, f"--explain={BASES + 'GATTACA'}", f"--output={tmp_path}/why.tsv")
+    lines = out.splitlines()
+    assert lines[0].startswith("sequence: ") and "\033" not in out
+    assert lines[1] == f"     1  {BASES}" and lines[3] == "    61  GATTACA"
+    assert lines[-1] == f"next: python -m results.plot --explain {tmp_path}/why.tsv"
+    head, rows = table((tmp_path / "why.tsv").read_text())
+    assert head == ["name", "label", "position", "base", "A", "C", "G", "T"]
+    assert [int(row[2]) for row in rows] == list(range(1, 68))
+    assert "".join(row[3] for row in rows) == BASES + "GATTACA"
+    assert all(row[head.index(row[3])] == "0.000000" for row in rows)
+    assert sum(x != "0.000000" for row in rows for x in row[4:]) > 0.9 * 3 * 67
+    # a file of it gives the same
+    (tmp_path / "x.fa").write_text(f">one\n{BASES}GATTACA\n>two\n{BASES}\n")
+    run(capsys, *ask, f"--explain={tmp_path}/x.fa", f"--output={tmp_path}/why.tsv")
+    again = table((tmp_path / "why.tsv").read_text())[1]
+    assert [row[1:] for row in again if row[0] == "one"] == [row[1:] for row in rows]
+    assert sum(row[0] == "two" for row in again) == 60
+
+
+def test_only_what_is_read_is_explained(tok):
+    reader = Reader(tok, lambda s: s.count("A"))
+    _, _, changes = analyze.mutation_effects(reader, tok, ASK._replace(max_len=120), BASES * 9)
+    assert len(changes) == kept_length(tok, ASK.instruction, BASES * 9, 120) < 540
+    assert (changes[:-9] != 0).any(axis=1).all()
+
+
+@pytest.mark.parametrize("terminal,no_colour", [(True, ""), (True, "1"), (False, "")])
+def test_colours_are_for_terminals(monkeypatch, terminal, no_colour):
+    """Whoever does not see them has the marks."""
+    out = io.StringIO()
+    out.isatty = lambda: terminal
+    monkeypatch.setattr("sys.stdout", out)
+    monkeypatch.setenv("NO_COLOR", no_colour)
+    analyze.show("ACGT", np.array([-1.0, 0.3, 0.0, -0.2]))
+    line, below = out.getvalue().splitlines()
+    assert below == "        #+ :" and ("\033" in line) == (terminal and not no_colour)
+    assert terminal and not no_colour or line == "     1  ACGT"
+
+
+def test_planted_elements_stand_out(toy, tmp_path, capsys):
+    """A small model tuned on core promoters of the toy world, whose truth is known: 40 bases before
+    the start, with a BRE at 2 and a TATA box at 9, by which it tells them from background."""
+    name = f"{toy}/data/tasks/core_promoter"
+    instruct.main([f"--init_from={toy}/out", f"--tasks={name}.train.json",
+                   f"--eval_tasks={name}.test.json", f"--out_dir={tmp_path}", "--epochs=12",
+                   "--learning_rate=1e-2", "--gradient_accumulation_steps=1", "--warmup_steps=5",
+                   "--eval_interval=1000", "--device=cpu", "--dtype=float32"])
+    s = sample.load(sample.SampleConfig(out_dir=str(tmp_path), task="core_promoter", device="cpu"))
+    question = analyze.make_question(s.cfg.instruction, (), s.questions, s.max_len)
+    promoters = [r["input"] for r in read_alpaca(f"{name}.test.json") if r["output"] == "promoter"]
+    planted = np.zeros(60, dtype=bool)
+    planted[2:9 + len(toy_world.MOTIFS["TATA box"])] = True
+    inside, outside = [], []
+    for sequence in promoters[:8]:
+        label, _, changes = analyze.mutation_effects(s.model, s.tok, question, sequence)
+        means = analyze.mean_changes(sequence, changes)
+        assert label == "promoter"
+        inside.append(means[planted].mean())
+        outside.append(means[~planted].mean())
+    assert np.mean(inside) < -0.5 and np.mean(inside) < 3 * np.mean(outside)
+
+
+# -- bits
+
+@pytest.mark.parametrize("bases", [8, 9, 40, 400])
+def test_total_bits(bases):
+    """Over windows that overlap, every token once; of a model that only knows its bigrams, so that
+    the context does not matter, the same as in one piece."""
+    tok = Tokenizer.train(["ACGTTGCA" * 9], 257)
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(257, 16, 1, 1, 8)).eval()
+    torch.nn.init.normal_(model.transformer.wte.weight)
+    torch.nn.init.zeros_(model.transformer.wpe.weight)
+    torch.nn.init.zeros_(model.transformer.h[0].attn.c_proj.weight)
+    sequence = ("GATTACA" * 99)[:bases]
+    ids = [tok.eot] + tok.encode(sequence)
+    nats = sum(-model(torch.tensor([[a]]))[0][0, 0].log_softmax(-1)[b].item()
+               for a, b in zip(ids, ids[1:]))
+    assert total_bits(model, tok, sequence) == pytest.approx(nats / math.log(2), rel=1e-6)
+
+
+def test_score(toy, model, tok, tmp_path, capsys):
+    fasta = tmp_path / "x.fa"
+    fasta.write_text(">one\nACGTACGTACGTTTTT\nNNNNNNNNNN\nGGGGGGGGGG\n>two\n" + "acgu" * 500 +
+                     "\n>short\nACGT\n>one\nACGTACGTACGTTTTT\n>none\n>unknown\n" + "N" * 50 + "\n")
+    head, rows = table(run(capsys, f"--out_dir={toy}/out", f"--score={fasta}"))
+    assert head == ["bits_per_base", "bits", "bases", "record", "note"]
+    assert [row[2:4] for row in rows] == [["26", "one"], ["2000", "two"], ["0", "short"],
+                                          ["16", "one"], ["0", "none"], ["0", "unknown"]]
+    for row in rows:
+        assert (row[:2] == ["nan", "nan"]) == (row[2] == "0") == ("nothing to score" in row[4])
+
+    a, b = (total_bits(model, tok, s) for s in ("ACGTACGTACGTTTTT", "GGGGGGGGGG"))
+    assert float(rows[0][1]) == pytest.approx(a + b, abs=1e-5)
+    assert float(rows[0][0]) == pytest.approx((a + b) / 26, abs=1e-6)
+    assert rows[3][1] == f"{a:.6f}"
+
+
+def test_compare(toy, model, tok, tmp_path, capsys):
+    """Pairs in one file or in two; the alleles' own bits, and with a question its probabilities."""
+    alleles = [BASES, BASES.replace("TTG", "TAG", 1), BASES[:20], BASES[:20]]
+    (tmp_path / "pairs.fa").write_text("".join(f">{i}\n{s}\n" for i, s in enumerate(alleles)))
+    (tmp_path / "ref.csv").write_text(f"name,sequence\n0,{alleles[0]}\n2,{alleles[2]}\n")
+    (tmp_path / "alt.fa").write_text(f">1\n{alleles[1]}\n>3\n{alleles[3]}\n")
+    ask = [f"--out_dir={toy}/out", f"--compare={tmp_path}/pairs.fa"]
+    head, rows = table(run(capsys, *ask))
+    assert head == ["name", "bits_ref", "bits_alt", "difference"]
+    assert [row[0] for row in rows] == ["0", "2"]
+    a, b = (total_bits(model, tok, s) for s in alleles[:2])
+    assert rows[0][1:] == [f"{a:.6f}", f"{b:.6f}", f"{b - a:.6f}"] and rows[1][3] == "0.000000"
+    assert table(run(capsys, ask[0], f"--compare={tmp_path}/ref.csv,{tmp_path}/alt.fa"))[1] == rows
+
+    head, more = table(run(capsys, *ask, "--instruction=Is it?", "--choices=yes,no"))
+    assert head[4:] == ["yes_ref", "yes_alt", "yes_difference", "no_ref", "no_alt", "no_difference"]
+    assert [row[:4] for row in more] == rows and more[1][6] == "0.000000"
+    p = log_probabilities(model, tok, ASK._replace(max_len=250), alleles[:2], "").exp()
+    p, q = p[:, 0].tolist()
+    assert [float(x) for x in more[0][4:7]] == pytest.approx([p, q, q - p], abs=2e-6)
+    with pytest.raises(ValueError, match="2 reference and 4 alternative"):
+        sample.main([ask[0], f"--compare={tmp_path}/ref.csv,{tmp_path}/pairs.fa"])
+
+
+def test_a_tuned_model_scores_with_a_warning(toy, tmp_path, capsys):
+    (tmp_path / "x.fa").write_text(">one\nACGTACGTACGT\n")
+    sample.main([f"--out_dir={toy}/out", f"--score={tmp_path}/x.fa"])
+    assert capsys.readouterr().err == ""
+    state = torch.load(f"{toy}/out/best.pt", weights_only=True)
+    torch.save(state | {"questions": {}}, tmp_path / "best.pt")
+    os.symlink(f"{toy}/out/tokenizer.json", tmp_path / "tokenizer.json")
+    sample.main([f"--out_dir={tmp_path}", f"--score={tmp_path}/x.fa"])
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 2 and err.startswith("warning: ") and "pretrained" in err
+
+
+# -- embeddings
+
+def test_embed(toy, model, tok, tmp_path, capsys):
+    """Each row is the mean over its own tokens, whatever it is batched with, over windows where it
+    is longer than the context."""
+    sequences = [BASES[:n] for n in (60, 9, 33)] + ["GATTACACAT" * 200]
+    (tmp_path / "x.fa").write_text("".join(f">s{i} x\n{s}\n" for i, s in enumerate(sequences)))
+    run(capsys, f"--out_dir={toy}/out", f"--embed={tmp_path}/x.fa", f"--output={tmp_path}/e.npy")
+    vectors = np.load(tmp_path / "e.npy")
+    assert vectors.shape == (4, 16) and vectors.dtype == np.float32
+    assert (tmp_path / "e.names.txt").read_text() == "s0 x\ns1 x\ns2 x\ns3 x\n"
+    for vector, sequence in zip(vectors, sequences):
+        ids, states = tok.encode(sequence), []
+        for start in range(0, len(ids), 255):
+            idx = torch.tensor([[tok.eot, *ids[start:start + 255]]])
+            states += model.hidden(idx)[0, 1:].tolist()
+        assert len(states) == len(ids)
+        assert vector == pytest.approx(np.mean(states, axis=0), abs=1e-5)
+    with pytest.raises(ValueError, match="--output=NAME.npy"):
+        sample.main([f"--out_dir={toy}/out", f"--embed={tmp_path}/x.fa"])
+
+
+# -- as a command
+
+def test_pipes_and_one_clear_line(toy, tmp_path):
+    def command(*args, text=None, shell=""):
+        return subprocess.run(f"{sys.executable} {ROOT}/sample.py --device=cpu {' '.join(args)}{shell}",
+                              input=text, capture_output=True, text=True, shell=True)
+
+    out_dir = f"--out_dir={toy}/out"
+    fasta = "".join(f">{i}\n{BASES}\n" for i in range(9))
+    done = command(out_dir, "--score=-", text=fasta, shell=" | head -1")
+    assert done.stdout.startswith("bits_per_base\t") and done.stderr == ""
+    (tmp_path / "x.fa").write_text(">good\nACGTACGTACGT\n>protein\nMKLVAW\n")
+    for args, message in [([f"--score={tmp_path}/x.fa", f"--output={tmp_path}/y.tsv"], "x.fa: line 4: "),
+                          (["--embed=ACGT", "--output=x.npy"], "ACGT: No such file")]:
+        done = command(out_dir, *args)
+        assert done.returncode == 1 and done.stdout == "" and message in done.stderr
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert os.listdir(tmp_path) == ["x.fa"]
