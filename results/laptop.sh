@@ -8,7 +8,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-dna=${DNA:-raw/genome.fa.gz}
+dna=${DNA:-raw/genome.fa.gz,raw/yeast.fa.gz}
 english=${ENGLISH:-raw/english.txt}
 tasks=${TASKS:-raw/GUE}
 seed=${1:-1337}
