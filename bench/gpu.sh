@@ -79,7 +79,7 @@ print(tomllib.load(open(sys.argv[1], "rb"))[sys.argv[2]][sys.argv[3]])' "$preset
 base=$(of train out_dir) tuned=$(of instruct out_dir) rows=$(of train batch_size)
 step=("$python" -m bench.step "$preset")
 
-stage environment 120 "$python" -c 'import platform, subprocess, sys, torch
+stage environment 300 "$python" -c 'import platform, subprocess, sys, torch
 from config.machine import find_machine, should_compile
 from train import TrainConfig
 cfg = TrainConfig()

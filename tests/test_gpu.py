@@ -80,6 +80,13 @@ def test_a_step_never_waits_for_the_device(name, optimizer, monkeypatch):
             reads()
 
 
+def test_scoring_waits_only_for_its_results(monkeypatch):
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: False)
+    model = GPT(SMALL).to("meta")
+    nats, greedy = model.log_likelihoods([[1, 2, 3], [1, 2, 4, 5]], [[7, 0], [8, 9, 0], [8]])
+    assert nats.shape == greedy.shape == (2, 3) and nats.is_meta
+
+
 # -- one graph, few compilations
 
 @pytest.mark.parametrize("name", BATCHES)
@@ -252,7 +259,7 @@ english = ["{folder}/english.txt"]
 tasks = ["{folder}/tasks"]
 data_dir = "{folder}/data"
 vocab_size = 300
-val_fraction = 0.1
+val_fraction = 0.3
 [train]
 data_dir = "{folder}/data"
 out_dir = "{folder}/base"
@@ -319,9 +326,9 @@ def test_one_command_on_a_cpu(tmp_path):
     rng = np.random.default_rng(0)
     dna = ["".join(rng.choice(list("ACGT"), size=60)) for _ in range(100)]
     (tmp_path / "genome.fa").write_text("".join(
-        f">r{i}\n{''.join(rng.choice(list('ACGT'), size=2000))}\n" for i in range(20)))
+        f">r{i}\n{''.join(rng.choice(list('ACGT'), size=6000))}\n" for i in range(20)))
     (tmp_path / "english.txt").write_text("\n\n".join(
-        f"Gene {i} was read {i * i} times by the cell." for i in range(500)))
+        f"Gene {i} was read {i * i} times by the cell." for i in range(2500)))
     (tmp_path / "tasks/tf/0").mkdir(parents=True)
     for name, part in (("train", dna[:80]), ("dev", dna[80:])):
         rows = "".join(f"{s},{i % 2}\n" for i, s in enumerate(part))
