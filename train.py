@@ -246,7 +246,7 @@ def fit(model, cfg, machine, batches, evaluate, extra, resumed=None, flops_per_s
     evaluate() -> what to log, a dict with "val_loss", the lower the better
     extra: what every checkpoint holds besides (plain tensors, numbers, strings)
     resumed: the checkpoint to continue from
-    flops_per_step: of all processes, None where unknown (then without mfu, and not compiled)
+    flops_per_step: of all processes; None where unknown, then without mfu
     """
     optimizers = make_optimizers(model, cfg, machine)
     step, best = (resumed["step"], resumed["best"]) if resumed else (0, math.inf)
