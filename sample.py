@@ -194,6 +194,12 @@ def read_message(questions):
             if not text:
                 raise
             return parse_message(text, questions)
+        except KeyboardInterrupt:
+            if not text:
+                raise
+            print("\n")
+            text, prompt = "", "> "
+            continue
 
         # does it end the message?
         if line.strip():
@@ -214,7 +220,7 @@ def keep_whole_pastes():
         import termios
         if sys.stdin.isatty() and sys.stdout.isatty():
             before, mode = termios.tcgetattr(sys.stdin), termios.tcgetattr(sys.stdin)
-            mode[3] &= ~(termios.ICANON | termios.ECHO)     # readline shows what it reads
+            mode[3] &= ~termios.ICANON
             atexit.register(termios.tcsetattr, sys.stdin, termios.TCSADRAIN, before)
             termios.tcsetattr(sys.stdin, termios.TCSADRAIN, mode)
 

@@ -276,12 +276,8 @@ def test_chat_in_a_terminal(chat_model, end):
     terminal.type("half a message\n")
     terminal.read_until("  ")
     terminal.type("\x03")
-    terminal.read_until(WARNING)
-    terminal.read_until("> ")
-    terminal.type("2\n")
-    terminal.read_until("  ")
-    terminal.type(f"{BASES * 200}\n")               # 12,000 bases in a line
-    terminal.type("\n")
+    assert WARNING not in terminal.read_until("> ")
+    terminal.type(f"2\n{BASES * 200}\n\n")         # 12,000 bases in a line, in the same paste
     terminal.read_until("read 12,000 bases, kept the first ")
     terminal.read_until("\n")
     terminal.type("\x03")                          # stops the answer, which has no end
