@@ -1,28 +1,29 @@
 #!/usr/bin/env bash
-# The laptop preset from raw files to the table of 27 tasks: about 90 minutes on two CPU cores.
+# The laptop preset from raw files to the table of 27 tasks: under 90 minutes on one or two CPU cores.
 #
 #     bash results/laptop.sh             # out/laptop, out/laptop-instruct
 #     bash results/laptop.sh 2           # another seed: out/laptop-seed2, out/laptop-seed2-instruct
 #
-# DNA, ENGLISH and TASKS name other input files, comma-separated.
+# DNA, ENGLISH and TASKS name other input files, comma-separated; PRESET another preset.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+preset=${PRESET:-config/laptop.toml}
 dna=${DNA:-raw/genome.fa.gz,raw/yeast.fa.gz}
 english=${ENGLISH:-raw/english.txt}
 tasks=${TASKS:-raw/GUE}
 seed=${1:-1337}
-out=out/laptop
+data=data/$(basename "$preset" .toml)
+out=out/$(basename "$preset" .toml)
 if [ "$seed" != 1337 ]; then
-    out=out/laptop-seed$seed
+    out=$out-seed$seed
 fi
 
 # The data and the baseline are the same for every seed.
-if [ ! -d data/laptop ]; then
-    python prepare.py config/laptop.toml --dna="$dna" --english="$english" --tasks="$tasks" \
-        --val_fraction=0.002
-    python -m bench.kmers data/laptop/tasks
+if [ ! -d "$data" ]; then
+    python prepare.py "$preset" --dna="$dna" --english="$english" --tasks="$tasks" --val_fraction=0.002
+    python -m bench.kmers "$data/tasks"
 fi
 
-python train.py config/laptop.toml --out_dir="$out" --seed="$seed"
-python instruct.py config/laptop.toml --init_from="$out" --out_dir="$out-instruct" --seed="$seed"
+python train.py "$preset" --out_dir="$out" --seed="$seed"
+python instruct.py "$preset" --init_from="$out" --out_dir="$out-instruct" --seed="$seed"

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Steps of one instruction against steps that mix four. The result is the held-out loss in
-# log.jsonl. Run results/laptop.sh first.
+# log.jsonl. Run this first: PRESET=results/laptop-14m.toml bash results/laptop.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 tune() {        # tune NAME [--key=value ...]: 150 steps of 64 rows, into out/NAME
     name=$1
     shift
-    python instruct.py config/laptop.toml --out_dir="out/$name" --max_steps=150 --warmup_steps=20 \
-        --eval_interval=150 --eval_tasks=data/laptop/tasks/mouse_3.dev.json "$@"
+    python instruct.py results/laptop-14m.toml --out_dir="out/$name" --max_steps=150 --warmup_steps=20 \
+        --eval_interval=150 --eval_tasks=data/laptop-14m/tasks/mouse_3.dev.json "$@"
 }
 
 tune mix-64x1 --batch_size=64 --gradient_accumulation_steps=1

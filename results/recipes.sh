@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Muon against AdamW on the laptop preset's text. Run results/laptop.sh first: it makes data/laptop.
+# Muon against AdamW on the text of the first laptop preset.
+# Run this first: PRESET=results/laptop-14m.toml bash results/laptop.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -9,17 +10,17 @@ for seed in 1337 2; do
     if [ "$seed" != 1337 ]; then
         suffix=-seed-$seed
     fi
-    python train.py config/laptop.toml --out_dir="out/muon$suffix" --seed="$seed" \
+    python train.py results/laptop-14m.toml --out_dir="out/muon$suffix" --seed="$seed" \
         --max_steps=500 --eval_interval=50
-    python train.py config/laptop.toml --out_dir="out/adamw$suffix" --seed="$seed" \
+    python train.py results/laptop-14m.toml --out_dir="out/adamw$suffix" --seed="$seed" \
         --optimizer=adamw --learning_rate=6e-4 --max_steps=1000
 done
 
 # Other rates, one seed.
-python train.py config/laptop.toml --out_dir=out/muon-3e-3 --learning_rate=3e-3 \
+python train.py results/laptop-14m.toml --out_dir=out/muon-3e-3 --learning_rate=3e-3 \
     --max_steps=500 --eval_interval=50
 for rate in 1e-3 2e-3 4e-3; do
-    python train.py config/laptop.toml --out_dir="out/adamw-half-$rate" \
+    python train.py results/laptop-14m.toml --out_dir="out/adamw-half-$rate" \
         --optimizer=adamw --learning_rate="$rate" --max_steps=500
 done
 

@@ -114,7 +114,7 @@ def test_scores(tmp_path, texts):
 def test_published_figures_have_the_names_of_the_logs():
     """A misspelled task would be left out of the picture without a word."""
     from results.plot import DNABERT_2, DNAHLM
-    assert DNAHLM.keys() | DNABERT_2.keys() <= read_scores(f"{ROOT}/results/laptop-instruct").keys()
+    assert DNAHLM.keys() | DNABERT_2.keys() <= read_scores(f"{ROOT}/results/laptop-14m-instruct").keys()
 
 
 # -- which bases matter
