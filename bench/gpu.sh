@@ -30,7 +30,7 @@ stage() {
     elif [ "$SECONDS" -ge "$end" ]; then
         pause
     else
-        echo "    failed: $(tail -n 1 "$out/$name.log")"
+        echo "    failed ($status): $(tail -n 1 "$out/$name.log")"
         failed=1
     fi
     return $status
