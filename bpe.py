@@ -157,19 +157,18 @@ def plain_encode(ids, merges):
 class Tokenizer:
     """A vocabulary, its merges in the order they were learned, and a split pattern.
 
-    vocab, merges, pattern, specials: as given to __init__
+    vocab: {token in printable form: id}
+    merges: [(left, right, new id), ...]
+    pattern: the regular expression of the split, or None for no split
+    specials: tokens of `vocab` that stand for themselves and not for bytes
     split: the name of the pattern in SPLITS, or "custom"
     bytes_of: {id: bytes of the token}
     eot: the id of <|endoftext|>, or None
-    unknown: the bytes without a token, which encode() drops as the `tokenizers` library does.
-        b"" for every tokenizer trained here, and then decode() restores any text; the DNAHLM
-        paper's, for one, restores only texts without these bytes.
+    unknown: the bytes without a token, which encode() drops as the `tokenizers` library does;
+        b"" for every tokenizer trained here, but not for the DNAHLM paper's
     """
 
     def __init__(self, vocab, merges, pattern, specials=(END_OF_TEXT,)):
-        """vocab: {token in printable form: id}; merges: [(left, right, new id), ...]; pattern:
-        the regular expression of the split, or None for no split; specials: tokens of `vocab`
-        that stand for themselves and not for bytes"""
         self.vocab, self.merges, self.pattern, self.specials = vocab, merges, pattern, specials
         self.split = next((name for name, p in SPLITS.items() if p == pattern), "custom")
         self.eot = vocab.get(END_OF_TEXT)
@@ -190,12 +189,9 @@ class Tokenizer:
             return self._regex.findall(text)
 
         # What lies between two matches is a piece too.
-        pieces, end = [], 0
-        for match in self._regex.finditer(text):
-            pieces += text[end:match.start()], match[0]
-            end = match.end()
-        pieces.append(text[end:])
-        return [piece for piece in pieces if piece]
+        spans = (match.span() for match in self._regex.finditer(text))
+        edges = [0, *itertools.chain.from_iterable(spans), len(text)]
+        return [text[i:j] for i, j in itertools.pairwise(edges) if i < j]
 
     @classmethod
     def train(cls, docs, vocab_size, split="mixed", verbose=False):
@@ -228,13 +224,12 @@ class Tokenizer:
         return cls(vocab, merges, SPLITS[split])
 
     def encode(self, text):
-        """-> list of ids: of each piece, those of plain_encode. Never a special token: a text that
-        spells <|endoftext|> is only text."""
+        """-> list of ids: of each piece, those of plain_encode; never a special token"""
         return self.encode_batch([text])[0].tolist()
 
     def encode_batch(self, texts):
-        """texts: list of str -> list of integer arrays, the ids of each text. Much faster than
-        text by text: each distinct word is encoded once, and all of them on all cores."""
+        """list of str -> list of integer arrays, the ids of each text. Much faster than one by
+        one: each distinct word is encoded once, on all cores."""
         return self.encoder.encode_batch(texts)
 
     def decode_bytes(self, ids):
@@ -280,9 +275,9 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path, sha256=None):
-        """Read a tokenizer.json, ours or another byte-level BPE. It gives the ids that the library
-        gives, or a ValueError names the setting that stands in the way. With `sha256`, any other
-        file than the one with which data or a model were made is refused too."""
+        """Read a tokenizer.json, ours or another byte-level BPE, to give the library's ids.
+        ValueError names a setting that is not supported, and, with the `sha256` of the file with
+        which data or a model were made, any other file."""
         with open(path, "rb") as f:
             raw = f.read()
         if sha256 is not None and hashlib.sha256(raw).hexdigest() != sha256:
@@ -306,10 +301,9 @@ class Tokenizer:
 #     head[i]  the token that starts at byte i, or empty
 #     tail[i]  the token that ends at byte i (valid only where a token ends)
 #
-# Neighbours are then found by arithmetic: after a token at i comes the one that starts at
-# i + length[head[i]], before it the one that ends at i - 1. One empty cell separates two
-# pieces. A merge writes three cells. For example "banana", where "a" and "n" are merged at
-# i=1 and i=3:
+# Neighbours are found by arithmetic: after a token at i comes the one that starts at
+# i + length[head[i]], before it the one that ends at i - 1. An empty cell separates two
+# pieces. A merge writes three cells. In "banana", "a" and "n" are merged at i=1 and i=3:
 #
 #     head   b   a  n  a  n  a        b  an   .  an   .  a
 #     tail   b   a  n  a  n  a   ->   b   .  an   .  an  a
@@ -318,10 +312,9 @@ class Tokenizer:
 
 BLOCK = 1 << 20             # cells at a time, so that temporary arrays stay small
 
-# A word is white space and what follows it, up to the next white space. No piece of the COMPLETE
-# patterns crosses the start of a word, so a word has the same pieces wherever it occurs, and
-# each distinct word is split only once. (`re` is twice as fast here as `regex`, but takes
-# \x1c-\x1f for white space.)
+# A word is white space and what follows it. No piece of the COMPLETE patterns crosses the start
+# of a word, so a word has the same pieces everywhere, and each distinct word is split only once.
+# (`re` is twice as fast here as `regex`, but takes \x1c-\x1f for white space.)
 WORD = re.compile(r"[^\S\x1c-\x1f]*[\S\x1c-\x1f]+|\s+")
 
 
@@ -331,15 +324,13 @@ def split_words(text, pattern):
 
 
 def lay_out(pieces, byte_id, empty):
-    """Pieces, a list of bytes -> (text, head, tail, ends): the bytes, with one more before,
-    between and after the pieces; the two arrays; the empty cell after each piece"""
-    text = np.frombuffer(b"\0" + b"\0".join(pieces) + b"\0", dtype=np.uint8)
-    sizes = np.fromiter(map(len, pieces), dtype=np.int64, count=len(pieces))
-    ends = np.cumsum(sizes + 1)
+    """Pieces, a list of bytes -> (head, tail, edges): the two arrays, and the empty cells, which
+    are before, between and after the pieces"""
+    text = np.frombuffer(b"\0".join([b"", *pieces, b""]), dtype=np.uint8)
+    edges = np.cumsum([0] + [len(piece) + 1 for piece in pieces])
     head = byte_id.astype(np.min_scalar_type(empty)).take(text)
-    head[0] = head[-1] = empty
-    head[ends] = empty
-    return text, head, head.copy(), ends
+    head[edges] = empty
+    return head, head.copy(), edges
 
 
 def index_in_run(first):
@@ -349,7 +340,7 @@ def index_in_run(first):
 
 
 # ------------------------------------------------------------------------------------------------
-# Fast training: each pair has a list of its positions and a count that is kept up to date
+# Fast training: a heap of pairs, each with its count and the positions where it occurs
 
 def count_pieces(docs, tok):
     """-> Counter of the pieces of all documents, as bytes"""
@@ -365,184 +356,127 @@ def count_pieces(docs, tok):
 def learn_merges(counts, vocab_size):
     """counts: {piece: how often it occurs} -> one (left, right, new, count) at a time
 
-    Each merge yields a new byte string. For once a stretch of text is one token, no merge has
-    crossed its edges, so the merges inside depend on its own bytes only: the same bytes become
-    one token everywhere, or nowhere.
+    Each merge yields a new byte string: where bytes have become one token, no merge has crossed
+    their edges, so the merges inside depend on these bytes only, and are the same everywhere.
     """
     corpus = Corpus(counts, vocab_size)
-    pairs = Pairs(corpus)
-    for new in range(len(FIRST_IDS), vocab_size):
-        best = pairs.pop()
-        if best is None:
-            return
-        left, right, count, at = best
-        pairs.update_counts(left, right, new, *corpus.merge(at, left, right, new))
+    best = corpus.most_frequent()
+    for new, (left, right, count, at) in zip(range(len(FIRST_IDS), vocab_size), best):
+        corpus.merge(left, right, new, at)
         yield left, right, new, count
 
 
 class Corpus:
-    """The distinct pieces of a training text.
+    """The distinct pieces of a training text, and a heap of the pairs worth merging.
 
     head, tail: (cells,) the two arrays; empty: their value where there is no token
     length: (empty + 1,) bytes of each token
-    weights: how often the piece around each cell occurs. Repeated pieces come first; the last
-    entry, 1, serves all the cells after them.
+    weights: (cells,) how often the piece around each cell occurs
+    heap: of (-count, code, positions) of pairs; code = left * base + right
+
+    A pair's count only ever falls, as a merge makes no pairs but those of the new token. So the
+    heap may hold old counts: the pair on top is counted again, and goes back if it has fallen.
+    And pairs below `floor` need not be in the heap: when the others are used up, the floor is
+    lowered, and the pairs, by then far fewer, are read from the text again.
     """
 
     def __init__(self, counts, vocab_size):
-        pieces = sorted(counts, key=counts.get, reverse=True)
-        repeated = [piece for piece in pieces if counts[piece] > 1]
-        weights = [1] + [counts[piece] for piece in repeated] + [1]
-        cells = [1] + [len(piece) + 1 for piece in repeated] + [1]
-        self.weights = np.repeat(weights, cells)
-
         byte_id = np.array([FIRST_IDS[name] for name in BYTE_NAME])
-        self.empty = vocab_size
-        self.length = np.zeros(vocab_size + 1, dtype=np.int64)
-        self.length[byte_id] = 1
-        _, self.head, self.tail, _ = lay_out(pieces, byte_id, self.empty)
+        self.empty, self.base = vocab_size, vocab_size + 1
+        self.head, self.tail, edges = lay_out(list(counts), byte_id, self.empty)
+        self.heap, self.floor = [], len(self.head)
 
-    def pairs(self, start, stop):
-        """-> (left, right, at): all pairs that start in a range of cells, and where"""
-        at = np.flatnonzero(self.head[start:stop] != self.empty) + start
-        left = self.head.take(at).astype(np.int64)
-        right = self.head.take(at + self.length.take(left))
-        pair = np.flatnonzero(right != self.empty)
-        return left.take(pair), right.take(pair), at.take(pair)
+        # For sorting, code and position share 64 bits.
+        self.bits = len(self.head).bit_length()
+        if self.base ** 2 << self.bits >= 1 << 63:
+            raise ValueError(f"{len(self.head)} bytes are too many for a vocabulary of "
+                             f"{vocab_size}: train the tokenizer on a smaller sample")
 
-    def still_there(self, at, left, right):
-        """Keep the positions where the pair still occurs. Tokens only ever grow: two tokens
-        found where they once were have been there all along."""
-        at = at.take(np.flatnonzero(self.head.take(at) == left))
-        return at.take(np.flatnonzero(self.head.take(at + self.length[left]) == right))
+        # Weigh the first cell, then each piece and the cell after it.
+        self.length = np.ones(self.base, dtype=np.int64)
+        weights = np.array([0, *counts.values()])
+        weights = weights.astype(np.min_scalar_type(weights.max()))
+        self.weights = np.repeat(weights, np.diff(edges, prepend=-1))
 
-    def merge(self, at, left, right, new):
-        """Write the token `new` over the pair (left, right) at the sorted positions `at`
-        -> (at, x, y): the positions of `new`, the tokens before it and those after it"""
-        # AAAAA has the pair AA at 0, 1, 2, 3: merge those at 0 and 2.
-        if left == right:
-            first = np.append(True, np.diff(at) != self.length[left])
-            at = at[index_in_run(first) % 2 == 0]
-        self.length[new] = self.length[left] + self.length[right]
-        self.head[at] = new
-        self.head[at + self.length[left]] = self.empty
-        self.tail[at + (self.length[new] - 1)] = new
-        return at, self.tail.take(at - 1), self.head.take(at + self.length[new])
-
-
-class Pairs:
-    """The pairs worth merging: their counts, their positions, and a heap with the most frequent.
-
-    A pair's count only ever falls, because a merge changes neighbours and so makes new pairs.
-    Pairs below `floor` therefore need not be kept: when the others are used up, the floor is
-    lowered and the pairs, by then far fewer, are read from the text again. A pair is known by
-    its code, left * base + right. For sorting, code and position share 64 bits.
-    """
-
-    def __init__(self, corpus):
-        cells, ids = len(corpus.head), len(corpus.length)
-        if cells >= 1 << 32 or ids * ids * cells >= 1 << 62:
-            raise ValueError(f"{cells} bytes are too many for a vocabulary of {ids - 1}: "
-                             "train the tokenizer on a smaller sample")
-        self.corpus, self.base, self.bits = corpus, ids, cells.bit_length()
-        self.read()
-
-    def keys(self, left, right, at):
-        """-> (n,) the code of each pair and, in the low bits, its position"""
-        return (left * self.base + right) << self.bits | at
-
-    def read(self):
-        """Find all pairs in the text and keep those whose count is near the highest."""
-        self.count, self.positions, self.heap, self.floor = {}, {}, [], 1
-        cells, n = len(self.corpus.head), 0
-        keys = np.empty(cells, dtype=np.int64)
-        for start in range(0, cells, BLOCK):
-            found = self.keys(*self.corpus.pairs(start, min(start + BLOCK, cells)))
-            keys[n:n + len(found)] = found
-            n += len(found)
-        if n:
-            groups = self.group(keys[:n])
-            self.floor = max(1, int(groups[1].max()) // 8)
-            self.keep(*groups)
-
-    def group(self, keys):
-        """Sort the keys by pair -> (codes, counts, starts, at): the pair codes[g] occurs
-        counts[g] times, at the positions at[starts[g]:starts[g + 1]]"""
-        keys.sort()
-        at = (keys & ((1 << self.bits) - 1)).astype(np.uint32)
-        keys >>= self.bits
-        starts = np.append(0, np.flatnonzero(keys[1:] != keys[:-1]) + 1)
-        weights = self.corpus.weights.take(at, mode="clip")
-        counts = np.add.reduceat(weights, starts)
-        return keys.take(starts), counts, np.append(starts, len(at)), at
-
-    def keep(self, codes, counts, starts, at):
-        """Remember the pairs that are frequent enough."""
-        kept = np.flatnonzero(counts >= self.floor)
-        columns = codes[kept], counts[kept], starts[kept], starts[kept + 1]
-        for code, count, start, stop in zip(*(column.tolist() for column in columns)):
-            self.count[code], self.positions[code] = count, at[start:stop]
-            heapq.heappush(self.heap, (-count, code))
-
-    def pop(self):
-        """-> (left, right, count, sorted positions) of the most frequent pair, ties to the
-        smaller ids; None when no pair is left"""
-        while self.heap or self.floor > 1:
-            if not self.heap:
-                self.read()
-                continue
-            count_when_pushed, code = heapq.heappop(self.heap)
-            count, at = self.count.pop(code), self.positions.pop(code)
-            if count == -count_when_pushed:
+    def most_frequent(self):
+        """-> one (left, right, count, sorted positions) after another, each to be merged before
+        the next is asked for; ties to the smaller ids"""
+        while self.floor > 1:
+            self.floor = max(1, self.floor // 4)
+            self.push(np.flatnonzero(self.head != self.empty))
+            while self.heap:
+                # Keep the positions where the pair still occurs. (Tokens only ever grow: two
+                # that are where they once were have been there all along.)
+                _, code, at = heapq.heappop(self.heap)
                 left, right = divmod(code, self.base)
-                at = self.corpus.still_there(at.astype(np.int64), left, right)
-                return left, right, count, at
-            if count >= self.floor:             # it has fallen: put it back, further down
-                self.count[code], self.positions[code] = count, at
-                heapq.heappush(self.heap, (-count, code))
-        return None
+                at = at.take(np.flatnonzero(self.head.take(at) == left))
+                at = at.take(np.flatnonzero(self.head.take(at + self.length[left]) == right))
+                pair = -int(self.weights.take(at).sum()), code, at
+                if self.heap and self.heap[0] < pair:
+                    heapq.heappush(self.heap, pair)
+                elif -pair[0] >= self.floor:
+                    yield left, right, -pair[0], at
 
-    def update_counts(self, left, right, new, at, x, y):
-        """Count what a merge has changed: x left right y has become x new y, so (x, new)
-        replaces (x, left), and (new, y) replaces (right, y)."""
-        # Two adjacent new tokens form one pair: count it once, from the left one.
-        has_x = np.flatnonzero((x != self.corpus.empty) & (x != new))
-        has_y = np.flatnonzero(y != self.corpus.empty)
-        x, y = x.take(has_x).astype(np.int64), y.take(has_y)
-        before = self.keys(x, new, at.take(has_x) - self.corpus.length.take(x))
-        after = self.keys(new, y.astype(np.int64), at.take(has_y))
-        if len(before) + len(after) == 0:
-            return
-        codes, counts, starts, at = self.group(np.concatenate((before, after)))
+    def push(self, keys):
+        """keys: (n,) positions, overwritten. Push the frequent pairs that start there."""
+        # Write the codes into the high bits; where there is no pair, -1.
+        for start in range(0, len(keys), BLOCK):
+            at = keys[start:start + BLOCK]
+            left = self.head.take(at).astype(np.int64)
+            right = self.head.take(at + self.length.take(left))
+            at |= (left * self.base + right) << self.bits
+            at[(left == self.empty) | (right == self.empty)] = -1
 
-        # Each new pair replaces as many of an older one, which may not be kept.
-        first, second = np.divmod(codes, self.base)
-        first, second = np.where(first == new, right, first), np.where(second == new, left, second)
-        replaced = first * self.base + second
-        for code, count in zip(replaced.tolist(), counts.tolist()):
-            if code in self.count:
-                self.count[code] -= count
-        self.keep(codes, counts, starts, at)
+        # Sorted, each pair is a stretch of the keys, with its positions in order.
+        keys.sort()
+        keys = keys[keys.searchsorted(0):]
+        codes = keys >> self.bits
+        keys &= (1 << self.bits) - 1
+        starts = np.flatnonzero(np.append(True, codes[1:] != codes[:-1])[:len(codes)])
+        stops = np.append(starts[1:], len(keys))
+        codes = codes.take(starts)
+        counts = np.add.reduceat(self.weights.take(keys), starts, dtype=np.int64)
+
+        kept = np.flatnonzero(counts >= self.floor)
+        columns = (column.take(kept).tolist() for column in (codes, counts, starts, stops))
+        for code, count, start, stop in zip(*columns):
+            heapq.heappush(self.heap, (-count, code, keys[start:stop]))
+
+    def merge(self, left, right, new, at):
+        """Write the token `new` over the pair (left, right) at the sorted positions `at`."""
+        # AAAAA has the pair AA at 0, 1, 2, 3: merge those at 0 and 2.
+        size = self.length[left]
+        if left == right:
+            at = at[index_in_run(np.diff(at, prepend=0) != size) % 2 == 0]
+        self.length[new] = size + self.length[right]
+        self.head[at] = new
+        self.head[at + size] = self.empty
+        self.tail[at + (self.length[new] - 1)] = new
+
+        # The new pairs start at the new tokens, and at other tokens before them.
+        x = self.tail.take(at - 1)
+        before = at - self.length.take(x)
+        self.push(np.append(at, before[x != new]))
 
 
 # ------------------------------------------------------------------------------------------------
 # Fast encoding: many merges in one pass, over all pieces at once
 
 class PairRanks:
-    """A table that looks up many pairs at once: the code of a pair -> the rank of its merge.
+    """A table that looks up many pairs at once: pair -> the rank of its merge.
 
-    Each code has a slot by its hash. Of 16 slots at least 15 are empty, and the few codes that
-    find theirs taken are kept apart, sorted, for a binary search.
+    The code of a pair, left * base + right, has a slot by its hash. Of 16 slots at least 15 are
+    empty. The few codes that find theirs taken are kept apart, sorted, for a binary search.
     """
 
-    def __init__(self, codes):
-        """codes: (n,) of the merges, in the order of their ranks"""
+    def __init__(self, merges, base):
+        """merges: (n, 3) ids left, right, new, in the order of their ranks"""
+        codes = merges[:, 0] * base + merges[:, 1]
         bits = (16 * len(codes)).bit_length()
-        self.shift = np.uint64(64 - bits)
-        self.no_merge = len(codes)
+        self.base, self.shift, self.no_merge = base, np.uint64(64 - bits), len(codes)
         self.slots = np.full(1 << bits, self.no_merge, dtype=np.int32)
 
-        # Of several codes for a slot, the last stays: the one of the lowest rank, the most used.
+        # Of several codes for a slot, the last stays: that of the lowest rank.
         ranks = np.arange(len(codes))
         self.slots[self.slot(codes)[::-1]] = ranks[::-1]
         rest = np.flatnonzero(self.slots[self.slot(codes)] != ranks)
@@ -550,12 +484,13 @@ class PairRanks:
         self.codes = np.append(codes, -1)               # of "no merge" too
 
     def slot(self, codes):
-        # Fibonacci hashing (Knuth): the top bits of a product with 2**64 / the golden ratio
-        product = codes.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        # The top bits of a product with an odd number, here MurmurHash3's, depend on all bits.
+        product = codes.view(np.uint64) * np.uint64(0xFF51AFD7ED558CCD)
         return (product >> self.shift).view(np.int64)
 
-    def find(self, codes):
-        """-> (n,) the rank of each pair; no_merge where there is none"""
+    def find(self, left, right):
+        """left, right: (n,) tokens -> (n,) the rank of each pair; no_merge where there is none"""
+        codes = left.astype(np.int64) * self.base + right
         ranks = self.slots.take(self.slot(codes))
         wrong = np.flatnonzero((self.codes.take(ranks) != codes) & (ranks < self.no_merge))
         others = codes.take(wrong)
@@ -564,62 +499,51 @@ class PairRanks:
         return ranks
 
 
-def levels(merges):
-    """-> the level of each merge. A level is a stretch of the list of merges in which none
-    needs what another one makes."""
-    level, made, result = 0, set(), []
-    for left, right, new in merges:
+def level_ends(merges):
+    """-> the ranks at which a level ends. A level is a stretch of the list of merges in which
+    none needs what another one makes."""
+    ends, made = [], set()
+    for rank, (left, right, new) in enumerate(merges):
         if left in made or right in made:
-            level += 1
+            ends.append(rank)
             made.clear()
         made.add(new)
-        result.append(level)
-    return result
+    return [*ends, len(merges)]
 
 
 def winners(mine, left, right):
-    """-> (n,) which pairs of a level are merged now: those of lower rank than both of the pairs
-    they overlap. mine, left, right: (n,) the ranks of the pairs, sorted by position, and of the
-    pairs to the left and right of each"""
-    wins = (mine < left) & (mine < right)
+    """mine, left, right: (n,) the ranks of a level's pairs, by position, and of those to the left
+    and right of each -> (n,) which are merged now: those of lower rank than both"""
+    wins = (mine < left) & (mine <= right)
 
-    # A token that repeats, as in AAAAA, makes a run of equal pairs: every other one is merged,
-    # if the first of them wins.
-    twins = left == mine
-    if twins.any():
-        index = index_in_run(~twins)
-        first_wins = (mine < left).take(np.arange(len(mine)) - index)
-        wins = first_wins & (mine <= right) & (index % 2 == 0)
+    # AAAAA is a run of equal pairs: if the first of them wins, every other one does.
+    twins = np.flatnonzero(mine == left)
+    index = 1 + index_in_run(np.diff(twins, prepend=-1) != 1)
+    wins[twins] = (wins[twins - index] & (index % 2 == 0)) & (mine <= right)[twins]
     return wins
 
 
 class Encoder:
     """The merges of a tokenizer as tables.
 
-    Replaying 50,000 merges one by one takes as many passes over the text. But the merges of a
-    level do not need each other: one pass does them all, and there are only a few dozen levels.
-    Within a level, order matters only where two pairs overlap: there the lower rank wins.
+    Replayed one by one, 50,000 merges take as many passes over the text. But those of a level do
+    not need each other: one pass does them all, and there are only a few dozen levels. Within a
+    level, order matters only where two pairs overlap: there the lower rank wins.
     """
 
     def __init__(self, tok):
         self.tok, self.empty = tok, len(tok)
         self.byte_id = np.array([tok.vocab.get(name, self.empty) for name in BYTE_NAME])
-        self.length = np.ones(self.empty + 1, dtype=np.int64)   # an empty cell is 1 long too
+        self.length = np.ones(self.empty + 1, dtype=np.int64)
         for i, token in tok.bytes_of.items():
             self.length[i] = len(token)
 
-        # The rank of a merge is its index. The last entry of each table stands for "no merge".
+        # The rank of a merge is its index.
         merges = np.array(tok.merges, dtype=np.int64).reshape(-1, 3)
-        self.no_merge = len(merges)
-        self.product = np.append(merges[:, 2], self.empty)      # rank -> new token
-        self.ranks = PairRanks(merges[:, 0] * len(self.length) + merges[:, 1])
-        first = self.byte_id.repeat(256) * len(self.length)
-        self.rank_of_bytes = self.ranks.find(first + np.tile(self.byte_id, 256))
-
-        level = levels(tok.merges)
-        self.n_levels = level[-1] + 1 if level else 0
-        dtype = np.min_scalar_type(self.n_levels)
-        self.level_of = np.array(level + [self.n_levels], dtype=dtype)
+        self.ranks = PairRanks(merges, len(self.length))
+        self.product = merges[:, 2]                             # rank -> new token
+        self.level_ends = level_ends(tok.merges)
+        self.n_levels = len(self.level_ends)
 
     def encode_batch(self, texts):
         """list of str -> list of arrays of ids. Each distinct word is encoded once."""
@@ -658,109 +582,89 @@ class Encoder:
 
     def encode_pieces(self, pieces):
         """list of bytes -> (ids of all pieces in a row, (n + 1,) the bounds of each piece)"""
-        text, head, tail, ends = lay_out(pieces, self.byte_id, self.empty)
+        head, tail, edges = lay_out(pieces, self.byte_id, self.empty)
 
-        # For each cell: the rank of the merge of its token with the next one, and its level.
-        rank = np.full(len(text), self.no_merge, dtype=np.int32)
-        rank[1:-1] = self.rank_of_bytes.take(text[1:-1].astype(np.uint16) << 8 | text[2:])
-        rank[ends] = rank[ends - 1] = self.no_merge
-        level = self.level_of.take(rank)
+        # For each cell: the rank of the merge of its token with the next one
+        rank = self.ranks.find(head[:-1], head[1:])
+        for end in self.level_ends:
+            at = np.flatnonzero(rank < end)
+            while len(at):
+                mine = rank.take(at)
+                left = at - self.length.take(tail.take(at - 1))
+                right = at + self.length.take(head.take(at))
+                wins = winners(mine, rank.take(left), rank.take(right))
 
-        # A merge makes two new pairs, (x, new) and (new, y), whose turn comes in later levels.
-        base = len(self.length)
-        for now in range(self.n_levels):
-            at = self.merge_level(now, head, tail, rank, level)
-            new = head.take(at).astype(np.int64)
-            x = tail.take(at - 1).astype(np.int64)
-            y = head.take(at + self.length.take(new))
-            for start, codes in ((at - self.length.take(x), x * base + new),
-                                 (at, new * base + y)):
-                found = self.ranks.find(codes)
-                pair = np.flatnonzero(found < self.no_merge)
-                start, found = start.take(pair), found.take(pair)
-                rank[start], level[start] = found, self.level_of.take(found)
+                # Write the three cells of each merge.
+                won = np.flatnonzero(wins)
+                here, gone = at.take(won), right.take(won)
+                new = self.product.take(mine.take(won))
+                size = self.length.take(new)
+                head[here], head[gone], tail[here + size - 1] = new, self.empty, new
+
+                # Instead of x left right y there is x new y. Later levels merge its pairs.
+                x, y = tail.take(here - 1), head.take(here + size)
+                rank[gone] = self.ranks.no_merge
+                rank[here - self.length.take(x)] = self.ranks.find(x, new)
+                rank[here] = self.ranks.find(new, y)
+
+                # Of the pairs that lost, those that are still there have another chance.
+                at = at.take(np.flatnonzero(~wins))
+                at = at.take(np.flatnonzero(rank.take(at) < end))
 
         at = np.flatnonzero(head != self.empty)
-        return head.take(at), np.searchsorted(at, np.append(0, ends))
-
-    def merge_level(self, now, head, tail, rank, level):
-        """Do all merges of the level `now` -> the positions of the tokens made"""
-        # `level` also marks pairs that have gone since; `rank` knows better.
-        at = np.flatnonzero(level == now)
-        at = at.take(np.flatnonzero(self.level_of.take(rank.take(at)) == now))
-        made = [at[:0]]
-        while len(at):
-            mine = rank.take(at)
-            left = at - self.length.take(tail.take(at - 1))
-            right = at + self.length.take(head.take(at))
-            wins = winners(mine, rank.take(left), rank.take(right))
-
-            # Write the three cells of each merge; the pair and those it overlaps are gone.
-            won = np.flatnonzero(wins)
-            here, left, right = at.take(won), left.take(won), right.take(won)
-            new = self.product.take(mine.take(won))
-            head[here], head[right] = new, self.empty
-            tail[here + self.length.take(new) - 1] = new
-            rank[left] = rank[here] = rank[right] = self.no_merge
-            made.append(here)
-
-            # Of the others, those that are still pairs have another chance.
-            at = at.take(np.flatnonzero(~wins))
-            at = at.take(np.flatnonzero(rank.take(at) < self.no_merge))
-        return np.concatenate(made)
+        return head.take(at), np.searchsorted(at, edges)
 
 
 # ------------------------------------------------------------------------------------------------
 # Reading a tokenizer.json: what gives the library's ids here, and what is refused
 
-TYPES = {dict: "an object", list: "a list", str: "text"}
+# The values or types with which a setting is read; None: it may also be absent.
+KINDS = {dict: "an object", list: "a list", str: "text"}
+FILE = {"model": [dict], "normalizer": [None], "truncation": [None], "padding": [None]}
+MODEL = {"vocab": [dict], "merges": [list], "type": ["BPE", None], "dropout": [None, 0],
+         "unk_token": [None], "continuing_subword_prefix": [None, ""],
+         "end_of_word_suffix": [None, ""], "byte_fallback": [False, None],
+         "ignore_merges": [False, None]}
+SPLIT = {"pattern": [dict], "behavior": ["Isolated", None], "invert": [False, None]}
 
-# A pattern that Oniguruma, the library's engine, and Python's `regex` read alike: without ^ and $,
-# which Oniguruma matches at line breaks, without \w, \b, \h, sets within sets, most (? groups.
+# A pattern that Oniguruma, the library's engine, and Python's `regex` read alike: without ^, $,
+# \w, \b, \h, sets within sets, most (? groups
 ESCAPE = r"\\(?:[pP]\{\w+\}|[sSdDrnt]|\W)"
 COMMON_SYNTAX = regex.compile(
     rf"(?:{ESCAPE}|\[\^?(?:{ESCAPE}|[^\\\[\]&]|&(?!&))+\]|\(\?(?:i?:|>|<?[=!])|\((?!\?)"
     r"|\{\d*,?\d*\}(?![+?])|[^\\\[\](){}^$]|\))*")
 
 
-def entry(settings, key, kind):
-    """-> settings[key]; ValueError if it is not of the type `kind`"""
-    value = settings.get(key) if isinstance(settings, dict) else None
-    if not isinstance(value, kind):
-        raise ValueError(f"{key} is {json.dumps(value):.60}, not {TYPES[kind]}")
-    return value
-
-
-def expect(settings, where, **supported):
+def check(settings, where, supported):
     """ValueError for a setting with which the library would give other ids than we do"""
-    for key, values in supported.items():
-        if settings.get(key, values[0]) not in values:
-            raise ValueError(f"{where}{key} is {json.dumps(settings[key]):.60}; supported: "
-                             f"{' or '.join(map(json.dumps, values))}")
+    for key, choices in supported.items():
+        value = settings.get(key) if isinstance(settings, dict) else None
+        if value not in choices and type(value) not in choices:
+            names = [KINDS.get(choice) or json.dumps(choice) for choice in choices]
+            raise ValueError(f"{where}{key} is {json.dumps(value):.60}; supported: "
+                             f"{' or '.join(names)}")
 
 
 def read_settings(file):
     """The content of a tokenizer.json -> (vocab, merges, pattern, specials), as of a Tokenizer"""
-    model = entry(file, "model", dict)
-    expect(file, "", normalizer=[None], truncation=[None], padding=[None])
-    expect(file.get("post_processor") or {}, "post_processor.", type=["ByteLevel"])
-    expect(model, "model.", type=["BPE"], dropout=[None, 0], unk_token=[None],
-           continuing_subword_prefix=[None, ""], end_of_word_suffix=[None, ""],
-           byte_fallback=[False], ignore_merges=[False])
-    vocab, specials = read_vocab(file, model)
-    merges = read_merges(model, vocab, specials)
-    return vocab, merges, split_pattern(file.get("pre_tokenizer")), specials
+    check(file, "", FILE)
+    check(file["model"], "model.", MODEL)
+    check(file.get("post_processor") or {"type": None}, "post_processor.",
+          {"type": ["ByteLevel", None]})
+    vocab, specials = read_vocab({"added_tokens": []} | file)
+    merges = read_merges(file["model"]["merges"], vocab, specials)
+    return vocab, merges, read_split(file.get("pre_tokenizer") or {"type": "null"}), specials
 
 
-def read_vocab(file, model):
+def read_vocab(file):
     """-> {token: id}, special tokens"""
-    vocab, specials = dict(entry(model, "vocab", dict)), []
-    for token in entry({"added_tokens": []} | file, "added_tokens", list):
-        content = entry(token, "content", str)
-        expect({"special": False} | token, f"added token {content!r}: ", special=[True])
-        specials.append(content)
-        if vocab.setdefault(content, token["id"]) != token["id"]:
-            raise ValueError(f"special token {content!r} has two ids")
+    check(file, "", {"added_tokens": [list]})
+    vocab, specials = dict(file["model"]["vocab"]), []
+    for n, token in enumerate(file["added_tokens"]):
+        check(token, f"added_tokens[{n}].", {"content": [str], "special": [True]})
+        specials.append(token["content"])
+        if vocab.setdefault(token["content"], token["id"]) != token["id"]:
+            raise ValueError(f"special token {token['content']!r} has two ids")
 
     # One id is one token, spelled in the names of its bytes.
     owner = {}
@@ -774,39 +678,40 @@ def read_vocab(file, model):
     return vocab, tuple(specials)
 
 
-def read_merges(model, vocab, specials):
+def read_merges(pairs, vocab, specials):
     """-> [(left, right, new), ...] as ids"""
     # Each merge makes a new token of two earlier ones, which is what fast encoding relies on.
     merges, known = [], vocab.keys() & NAME_BYTE.keys()
-    for pair in entry(model, "merges", list):
+    for pair in pairs:
         left, right = pair.split(" ") if isinstance(pair, str) else pair
-        if not {left, right} <= known or left + right in known or left + right not in vocab:
+        new = left + right
+        if not {left, right} <= known or new in known or new not in vocab:
             raise ValueError(f"merge {len(merges) + 1}, {left!r} and {right!r}, does not make a "
                              "new token of the vocabulary out of two earlier ones")
-        known.add(left + right)
-        merges.append((vocab[left], vocab[right], vocab[left + right]))
+        known.add(new)
+        merges.append((vocab[left], vocab[right], vocab[new]))
     if known & set(specials):
         raise ValueError(f"special token {min(known & set(specials))!r} is a token of text too")
     return merges
 
 
-def split_pattern(pre_tokenizer):
-    """The "pre_tokenizer" of a tokenizer.json -> a regular expression, or None for no split"""
-    pre_tokenizer = pre_tokenizer or {"type": "null"}
+def read_split(pre_tokenizer):
+    """-> the regular expression of a pre-tokenizer, or None for no split"""
     steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
     types = " + ".join(step["type"] for step in steps)
     if types not in ("ByteLevel", "Split + ByteLevel"):
         raise ValueError(f"pre_tokenizer is {types}; supported: ByteLevel or Split + ByteLevel")
-    byte_level = {"use_regex": True} | steps[-1]        # the library's default
-    expect(byte_level, "ByteLevel.", add_prefix_space=[False], use_regex=[True, False])
-    if len(steps) == 1:
+
+    # ByteLevel splits as GPT-2 does, unless told otherwise; after a Split it may not.
+    byte_level = {"use_regex": True} | steps[-1]
+    check(byte_level, "ByteLevel.", {"add_prefix_space": [False, None],
+                                     "use_regex": [False] if steps[1:] else [False, True]})
+    if not steps[1:]:
         return GPT2_PATTERN if byte_level["use_regex"] else None
 
-    split = steps[0]
-    expect(byte_level, "ByteLevel after Split: ", use_regex=[False])
-    expect(split, "Split.", behavior=["Isolated"], invert=[False])
-    pattern = entry(split, "pattern", dict).get("Regex")
+    check(steps[0], "Split.", SPLIT)
+    pattern = steps[0]["pattern"].get("Regex")
     if not isinstance(pattern, str) or not COMMON_SYNTAX.fullmatch(pattern):
-        raise ValueError(f"Split.pattern {json.dumps(split['pattern'])} is not a Regex that "
+        raise ValueError(f"Split.pattern {json.dumps(steps[0]['pattern'])} is not a Regex that "
                          "Python's `regex` and the library read alike")
     return pattern

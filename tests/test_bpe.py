@@ -6,12 +6,13 @@ import os
 import random
 from functools import cache
 
+import numpy as np
 import pytest
 
 import bpe
 from bench import vs_tokenizers
 from bpe import BYTE_NAME, GPT2_PATTERN, SPLITS, Tokenizer, byte_ids, plain_encode, plain_train
-from prepare import alpaca_prompt
+from prepare import alpaca_parts
 
 PAPER = os.path.join(os.path.dirname(__file__), "../../shared/data/paper/dna_eng_bpe_dict.json")
 
@@ -79,12 +80,12 @@ def test_long_run_of_one_letter():
 
 def test_pairs_are_read_again(monkeypatch):
     """A corpus whose pairs are found in several readings, with ever lower floors"""
-    readings, read = [], bpe.Pairs.read
-    monkeypatch.setattr(bpe.Pairs, "read", lambda pairs: (read(pairs), readings.append(pairs.floor)))
+    readings, push = [], bpe.Corpus.push
+    monkeypatch.setattr(bpe.Corpus, "push", lambda corpus, at: (push(corpus, at), readings.append(corpus.floor)))
     rng = random.Random(2)
     docs = ["".join(rng.choices("ACGT", [8, 4, 2, 1], k=3000))]
     assert Tokenizer.train(docs, 600).merges == plain_merges(docs, 600, "mixed")
-    assert len(readings) > 2 and readings == sorted(readings, reverse=True) and readings[0] > 50
+    assert len(set(readings)) > 3 and readings == sorted(readings, reverse=True) and readings[0] > 50
 
 
 def test_neighbours_that_want_the_same_token():
@@ -97,20 +98,22 @@ def test_neighbours_that_want_the_same_token():
 
 
 def test_levels_need_nothing_of_their_own(tok):
-    made = {new: int(tok.encoder.level_of[rank]) for rank, (_, _, new) in enumerate(tok.merges)}
-    for rank, (left, right, _) in enumerate(tok.merges):
-        assert max(made.get(left, -1), made.get(right, -1)) < tok.encoder.level_of[rank]
-    assert 1 < tok.encoder.n_levels < len(tok.merges) / 3
+    start = 0
+    for end in tok.encoder.level_ends:
+        made = {new for _, _, new in tok.merges[start:end]}
+        assert made and not made & {i for pair in tok.merges[start:end] for i in pair[:2]}
+        start = end
+    assert start == len(tok.merges) and 1 < tok.encoder.n_levels < len(tok.merges) / 3
 
 
 def test_table_of_ranks():
     """Every pair is found, those whose slot another one took too, and no other"""
-    import numpy as np
-    codes = np.random.default_rng(0).permutation(3_000_000)[:20_000]
-    table = bpe.PairRanks(codes[:10_000])
+    left, right = np.divmod(np.random.default_rng(0).permutation(3_000_000)[:20_000], 2000)
+    merges = np.stack((left, right, left), axis=1)[:10_000]
+    table = bpe.PairRanks(merges, 2000)
     assert len(table.rest) > 100
-    assert table.find(codes).tolist() == [*range(10_000), *[10_000] * 10_000]
-    assert bpe.PairRanks(codes[:0]).find(codes[:3]).tolist() == [0, 0, 0]
+    assert table.find(left, right).tolist() == [*range(10_000), *[10_000] * 10_000]
+    assert bpe.PairRanks(merges[:0], 2000).find(left[:3], right[:3]).tolist() == [0, 0, 0]
 
 
 def test_a_long_run_is_cut_nowhere(tok, monkeypatch):
@@ -188,8 +191,8 @@ def test_same_dna_same_tokens_everywhere(split):
                               ("the", "end"), ("12", "x"), ("(", ")"), ("acgt", "acgt")]:
             assert tok.encode(before + dna + after) == \
                 tok.encode(before) + alone + tok.encode(after)
-        prompt = alpaca_prompt("Is this a promoter?", dna)
-        start = len(tok.encode(prompt[:prompt.index(dna)]))
+        before, after = alpaca_parts("Is this a promoter?", has_input=True)
+        prompt, start = before + dna + after, len(tok.encode(before))
         assert tok.encode(prompt)[start:start + len(alone)] == alone
 
 
@@ -333,7 +336,7 @@ REFUSED = {
     "padding": (changed("padding", to={"strategy": {"Fixed": 20}}), "padding is"),
     "template": (changed("post_processor", to={"type": "TemplateProcessing"}), "post_processor.type is"),
     "added token": (changed("added_tokens", to=FILE["added_tokens"] + [PAD | {"content": "cell", "special": False}]),
-                    "added token 'cell': special is false"),
+                    "added_tokens[1].special is false"),
     "two ids": (changed("added_tokens", 0, "id", to=7), "'<|endoftext|>' has two ids"),
     "id taken": (changed("added_tokens", to=FILE["added_tokens"] + [PAD | {"id": 5}]), "have the same id, 5"),
     "special letter": (changed("added_tokens", to=[PAD | {"id": FILE["model"]["vocab"]["c"], "content": "c"}]),
@@ -360,9 +363,9 @@ REFUSED = {
     "merge of three": (changed("model", "merges", to=["a b c"]), "too many values"),
     **{f"{name} {value}": (changed(*name.split("."), to=value), name.split(".")[-1])
        for name in ("model", "model.vocab", "model.merges", "added_tokens") for value in (None, 3, "x")},
-    "merges {}": (changed("model", "merges", to={}), "merges is {}, not a list"),
+    "merges {}": (changed("model", "merges", to={}), "merges is {}; supported: a list"),
     "vocab []": (changed("model", "vocab", to=[["a", 1]]), "vocab is"),
-    "no model": ({}, "model is null, not an object"), "a list": ([FILE], "model is null"), "null": (None, "model"),
+    "no model": ({}, "model is null; supported: an object"), "a list": ([FILE], "model is null"), "null": (None, "model"),
     **{f"pattern {value}": (regex_split(value), "Split.pattern") for value in (None, 5, ["a"])},
     "pattern text": (steps(split("a"), BYTES_STEP), "pattern is"),
     "step text": (steps("ByteLevel"), "TypeError"), "content": (changed("added_tokens", 0, "content", to=[1]), "content is [1]"),
