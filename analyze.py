@@ -8,7 +8,6 @@ standard input. Results are tab-separated, in the order of the file. They are wr
 
 Shapes: N sequences, K choices, L bases, B batch, T time (tokens), C channels.
 """
-import csv
 import gzip
 import math
 import os
@@ -24,7 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from config.read import (IUPAC, SEQUENCE, SHORTEST, clean_dna, read_lines, require,
-                         reverse_complement)
+                         reverse_complement, split_table)
 from prepare import encode_prompts
 
 
@@ -56,9 +55,7 @@ def read_records(lines, path):
 
 def read_rows(lines, path):
     # the columns
-    header = lines[0][1]
-    separator = max(",;\t", key=header.count)
-    columns = [name.strip().lower() for name in next(csv.reader([header], delimiter=separator))]
+    header, columns, rows = split_table(lines, path)
     sequences = [i for i, name in enumerate(columns) if name in SEQUENCE]
     names = [i for i, name in enumerate(columns) if name in ("name", "id")]
     require(len(sequences) == 1, f"{path}: neither FASTA nor a table whose first line names one "
@@ -66,10 +63,7 @@ def read_rows(lines, path):
 
     # the rows
     found = []
-    for number, line in lines[1:]:
-        where = f"{path}: line {number}"
-        row, = csv.reader([line], delimiter=separator, skipinitialspace=True)
-        require(len(row) == len(columns), f"{where}: {len(row)} fields, not {len(columns)}")
+    for where, row in rows:
         name = " ".join(row[names[0]].split()) if names else str(len(found) + 1)
         found.append((name, clean_dna(row[sequences[0]], where)))
     require(found, f"{path}: no rows below the names of the columns")

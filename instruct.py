@@ -308,11 +308,15 @@ def tune(model, tok, records, max_len, cfg, machine, extra):
         print(f"{len(train):,} rows of {len({row.task for row in train})} tasks, {mean:.0f} tokens "
               "each")
 
+    val_rows = defaultdict(list)
+    for row in sorted(val, key=lambda row: row.task):
+        val_rows[row.task].append(row)
+
     def evaluate():
         # the mean over tasks, as in the scores: one of many rows must not choose best.pt alone
         losses = []
-        for task in sorted({row.task for row in val}):
-            rows, nats, count = [row for row in val if row.task == task], 0.0, 0
+        for rows in val_rows.values():
+            nats, count = 0.0, 0
             for batch in epoch_batches(rows, cfg.batch_size, 0.0, 0)[machine.rank::machine.world]:
                 batch = machine.to_device(to_batch([rows[i] for i in batch]))
                 targets = (batch[1] != -1).sum().item()

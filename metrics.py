@@ -11,6 +11,13 @@ import os
 import numpy as np
 
 
+def confusion_matrix(true, predicted, n_labels):
+    """Numbers of labels (N,) -> (L, L) counts: a row per right label, a column per predicted one"""
+    confusion = np.zeros((n_labels, n_labels))
+    np.add.at(confusion, (true, predicted), 1)
+    return confusion
+
+
 def matthews(confusion):
     """Matthews correlation coefficient of a confusion matrix (true class, predicted class) of any
     number of classes (Gorodkin, 2004, "Comparing two K-category assignments by a K-category
@@ -50,9 +57,8 @@ def judge(p, true, labels):
     """Probabilities p (N, L) and the numbers of the right labels (N,) -> what scores.json says of
     them. confusion has a row per right label and a column per label chosen; auc is the mean over
     the labels, each against the others"""
-    confusion = np.zeros((len(labels), len(labels)))
-    if len(p):
-        np.add.at(confusion, (true, p.argmax(axis=1)), 1)
+    chosen = p.argmax(axis=1) if len(p) else []
+    confusion = confusion_matrix(true, chosen, len(labels))
     areas = [area_under_curve(p[:, k], true == k) for k in range(len(labels))]
     areas = [area for area in areas if area is not None]
     return {**summarize(confusion), "auc": sum(areas) / len(areas) if areas else None,

@@ -38,7 +38,7 @@ from bpe import Tokenizer
 from config.read import reverse_complement
 from instruct import by_task, read_tasks
 from metrics import table, with_means
-from model import load_checkpoint
+from model import load_model
 
 
 # ----------------------------------------------------------------------------------------------
@@ -139,8 +139,8 @@ def read_folder(folder):
 
 def room_for_prompts(init_from, files):
     """-> the tokenizer of a model, and the most tokens that instruct.py gives a prompt for it"""
-    model, state = load_checkpoint(os.path.join(init_from, "best.pt"))
-    tok = Tokenizer.load(os.path.join(init_from, "tokenizer.json"), state["tokenizer_sha256"])
+    model, state = load_model(init_from)
+    tok = Tokenizer.load(os.path.join(init_from, "tokenizer.json"), state.get("tokenizer_sha256"))
     records = [r for part in files.values() for r in part]
     choices = sorted({c for r in records for c in r.get("choices", [])})
     return tok, prepare.max_prompt_len(tok, choices, model.config.block_size)

@@ -25,7 +25,7 @@ from tqdm import tqdm
 import config
 from config.read import IUPAC
 from instruct import by_task, read_tasks
-from metrics import summarize, table, with_means
+from metrics import confusion_matrix, summarize, table, with_means
 
 K = 6
 DECAYS = (1e-3, 3e-3, 1e-2, 3e-2)       # weight decays to choose from
@@ -110,9 +110,7 @@ def score_task(train, test):
 
 def score_labels(true, predicted, n_labels):
     """Numbers of labels -> n, accuracy, mcc, mcc_interval, majority, as instruct.py has them"""
-    confusion = np.zeros((n_labels, n_labels))
-    np.add.at(confusion, (true, predicted), 1)
-    return {"n": len(true), **summarize(confusion),
+    return {"n": len(true), **summarize(confusion_matrix(true, predicted, n_labels)),
             "majority": max(Counter(true).values()) / len(true)}
 
 

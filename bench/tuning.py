@@ -17,7 +17,7 @@ from bench.step import forward_backward, now, undo, update
 from bpe import Tokenizer
 from config.machine import find_machine
 from instruct import InstructConfig, collate, encode_rows, plan_batches, read_tasks
-from model import load_checkpoint
+from model import load_model
 from prepare import max_prompt_len
 from train import make_optimizers, wrap_model
 
@@ -51,7 +51,7 @@ def main(argv):
     cfg = config.from_command_line(TuningConfig, "instruct", argv)
     machine = find_machine(cfg)
     undo(cfg.undo)
-    model, _ = load_checkpoint(os.path.join(cfg.init_from, "best.pt"), machine.device, cfg.dropout)
+    model, _ = load_model(cfg.init_from, machine.device, cfg.dropout)
     tok = Tokenizer.load(os.path.join(cfg.init_from, "tokenizer.json"))
     records, T = read_tasks(cfg.tasks), model.config.block_size
     choices = sorted({c for r in records for c in r.get("choices", [])})

@@ -19,7 +19,7 @@ from bench.step import forward_backward, now
 from bpe import Tokenizer
 from config.machine import find_machine
 from instruct import InstructConfig, collate, encode_rows, epoch_batches, read_tasks
-from model import load_checkpoint
+from model import load_model
 from prepare import max_prompt_len
 
 ROUNDS, WARMUP = 7, 1
@@ -92,7 +92,7 @@ def scoring(model, tok, records, rows, cfg, machine):
 def main(argv):
     cfg = config.from_command_line(InstructConfig, "instruct", argv)
     machine = find_machine(cfg)
-    model, _ = load_checkpoint(os.path.join(cfg.init_from, "best.pt"), machine.device)
+    model, _ = load_model(cfg.init_from, machine.device)
     tok = Tokenizer.load(os.path.join(cfg.init_from, "tokenizer.json"))
     T = model.config.block_size
 

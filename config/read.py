@@ -196,18 +196,38 @@ def find_tables(path):
     return found
 
 
+def split_table(lines, path):
+    """(number, line), ... of a table -> its first line; the names in it, in lower case; and
+    (where it is, fields), ... of the rows. Commas, semicolons or tabs separate the fields. A row is
+    one line, so that a quote left open cannot swallow the next row."""
+    lines = iter(lines)
+    _, header = next(lines)
+    separator = max(",;\t", key=header.count)
+    names = [name.strip().lower() for name in next(csv.reader([header], delimiter=separator))]
+
+    def rows():
+        for number, line in lines:
+            where = f"{path}: line {number}"
+            if line.isspace():
+                continue
+            try:
+                row, = csv.reader([line], delimiter=separator, strict=True, skipinitialspace=True)
+            except csv.Error as e:
+                raise ValueError(f"{where}: {e}: is a quote left open?") from None
+            require(len(row) == len(names), f"{where}: {len(row)} fields, not {len(names)} as above")
+            yield where, row
+
+    return header, names, rows()
+
+
 def read_table(path):
     """A table of sequences and labels -> list of (sequence, label, where it is)
 
     The first line names the columns, in any case: `sequence` or `seq`, and `label`, `labels` or
-    `target`; others are ignored. Commas, semicolons or tabs separate them. A row is one line, so
-    that a quote left open cannot swallow the next row.
+    `target`; others are ignored.
     """
-    # the first line: separator and columns
-    lines = read_lines(path)
-    _, header = next(lines)
-    separator = max(",;\t", key=header.count)
-    names = [name.strip().lower() for name in next(csv.reader([header], delimiter=separator))]
+    # the columns
+    header, names, fields = split_table(read_lines(path), path)
     sequences = [i for i, name in enumerate(names) if name in SEQUENCE]
     labels = [i for i, name in enumerate(names) if name in LABEL]
     require(len(sequences) == len(labels) == 1,
@@ -216,15 +236,7 @@ def read_table(path):
 
     # the rows
     rows = []
-    for number, line in lines:
-        where = f"{path}: line {number}"
-        if line.isspace():
-            continue
-        try:
-            row, = csv.reader([line], delimiter=separator, strict=True, skipinitialspace=True)
-        except csv.Error as e:
-            raise ValueError(f"{where}: {e}: is a quote left open?") from None
-        require(len(row) == len(names), f"{where}: {len(row)} fields, not {len(names)} as above")
+    for where, row in fields:
         sequence, label = row[sequences[0]].strip(), row[labels[0]].strip()
         require(sequence not in MISSING, f"{where}: the sequence is missing ({sequence!r})")
         require(label not in MISSING, f"{where}: the label is missing ({label!r})")

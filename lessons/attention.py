@@ -20,13 +20,14 @@ import torch
 
 import config
 from bpe import Tokenizer
+from config import toy
 from model import load_model
 from prepare import encode_prompts
 
 MIDDLE = 30     # an intron begins or ends before this base of the toy world's splice sites
 MOTIFS = {      # what config/toy.py plants there: (first base, consensus)
-    "Donor Sites": [(MIDDLE - 3, "MAGGTRAGT"), (MIDDLE + 9, "G triplets, 0 to 5 bases on")],
-    "Acceptor Sites": [(MIDDLE - 14, "YYYYYYYYYYNCAGG")],
+    "Donor Sites": [(MIDDLE - 3, toy.MOTIFS["donor"]), (MIDDLE + 9, "G triplets, 0 to 5 bases on")],
+    "Acceptor Sites": [(MIDDLE - 14, toy.MOTIFS["acceptor"])],
 }
 
 
@@ -129,7 +130,7 @@ def main(argv):
     args = parser.parse_args(argv)
 
     model, about = load_model(args.out_dir)
-    tok = Tokenizer.load(os.path.join(args.out_dir, "tokenizer.json"), about["tokenizer_sha256"])
+    tok = Tokenizer.load(os.path.join(args.out_dir, "tokenizer.json"), about.get("tokenizer_sha256"))
     with open(args.task, encoding="utf-8") as f:
         means = mean_attention(model.eval(), tok, json.load(f)[:args.rows])
     print(*report(means), sep="\n")

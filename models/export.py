@@ -1,11 +1,11 @@
 """
-Pack a tuned model for others: GPT-2 files in bfloat16, which sample.py and instruct.py read like a
+Pack a model for others: GPT-2 files in bfloat16, which sample.py and instruct.py read like a
 folder of train.py's, and `transformers` too.
 
     python -m models.export out/laptop-instruct models/laptop
 
-It writes model.safetensors, config.json, tokenizer.json and tokenizer_config.json; questions.json,
-the questions that the model was tuned on; and scores.json, if the model has been scored.
+It writes model.safetensors, config.json, tokenizer.json and tokenizer_config.json; of a
+tuned model also questions.json, what it was tuned on; and scores.json, if it has been scored.
 """
 import os
 import shutil
@@ -28,7 +28,8 @@ def main(argv):
     tok = Tokenizer.load(os.path.join(source, "tokenizer.json"), state.get("tokenizer_sha256"))
 
     save_gpt2(model, tok, target, torch.bfloat16)
-    config.write_json(os.path.join(target, "questions.json"), state.get("questions", {}))
+    if "questions" in state:        # it was tuned
+        config.write_json(os.path.join(target, "questions.json"), state["questions"])
     scores = os.path.join(source, "scores.json")
     if os.path.exists(scores):
         shutil.copyfile(scores, os.path.join(target, "scores.json"))
