@@ -20,6 +20,7 @@ import json
 import math
 import os
 from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
@@ -52,8 +53,9 @@ class InstructConfig(RunConfig):
     eval_interval: int = 250        # steps between evaluations, each with a checkpoint
     prompt_loss: bool = False       # a loss on the prompt too, as in the paper
     val_fraction: float = 0.02      # share of the rows held out of tuning, to choose best.pt
-    reverse_complement: bool = False    # tune on both strands, where the answer is the same
-    both_strands: bool = False      # score those by the mean of both strands
+    both_strands: bool = False      # tune on both strands, and score by the mean of both, where the
+                                    # answer is the same
+    mixed: bool = False             # mix instructions in a batch, for a GPU: few shapes, no prefix
     scores: str = ""                # file to write the scores to, if not scores.json in out_dir
     compile: str = "no"             # auto, yes, no: torch.compile; row lengths vary
 
@@ -144,10 +146,11 @@ def encode_rows(records, tok, block_size, max_len):
 # ----------------------------------------------------------------------------------------------
 # Batches
 
-def epoch_batches(rows, batch_size, balance, seed):
+def epoch_batches(rows, batch_size, balance, seed, mixed=False):
     """One epoch -> lists of row numbers, a function of the seed alone. Rows with the same
-    instruction and of similar length go together: little padding, and a long shared prefix.
-    balance: as in the config; a task drawn more often than it has rows repeats them."""
+    instruction (unless `mixed`) and of similar length go together: little padding, and a long
+    shared prefix. balance: as in the config; a task drawn more often than it has rows repeats
+    them."""
     rng = np.random.default_rng(seed)
     members = defaultdict(list)
     for i, row in enumerate(rows):
@@ -162,26 +165,41 @@ def epoch_batches(rows, batch_size, balance, seed):
     # shuffled before they are sorted, so that ties are in random order; by the prompt's length, as
     # that of the response would sort by label
     drawn = sorted(rng.permutation(drawn).tolist(), key=lambda i: (
-        rows[i].instruction, len(rows[i].prompt)))
+        not mixed and rows[i].instruction, len(rows[i].prompt)))
     batches = [drawn[i:i + batch_size] for i in range(0, len(drawn), batch_size)]
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def collate(rows, prompt_loss=False):
-    """Rows -> idx (B, T), targets (B, T) and the prefix (P,) that all prompts share, which idx is
-    without. The target of a token is the one after it, -1 in the prompt and in the padding. With
-    prompt_loss, prompts have targets too, and there is no prefix."""
-    P = 0 if prompt_loss else common_prefix([row.prompt.tolist() for row in rows])
+SHAPES = 32     # mixed batches are padded to a multiple of so many tokens
+
+
+def collate(rows, prompt_loss=False, mixed=False):
+    """Rows -> the arguments of GPT.forward():
+
+    idx (B, T), without the prefix; padded on the right
+    targets (N,), the tokens of the responses: what should follow the N tokens of idx before them
+    prefix (P,), that all prompts share; none if `mixed`
+    at (N,), where in idx.flatten() those N tokens are
+
+    With prompt_loss, idx (B, T) and targets (B, T) alone: the prompts have targets too, and only the
+    padding's are -1.
+    """
+    # the tokens
+    P = 0 if prompt_loss or mixed else common_prefix([row.prompt.tolist() for row in rows])
     T = max(len(row.prompt) + len(row.response) for row in rows) - P - 1
-    idx = torch.zeros(len(rows), T, dtype=torch.long)
-    targets = torch.full((len(rows), T), -1)
+    T = math.ceil(T / SHAPES) * SHAPES if mixed else T
+    idx, targets = torch.zeros(len(rows), T, dtype=torch.long), torch.full((len(rows), T), -1)
     for i, row in enumerate(rows):
         ids = torch.from_numpy(np.concatenate([row.prompt[P:], row.response]).astype(np.int64))
         idx[i, :len(ids) - 1] = ids[:-1]
         first = 0 if prompt_loss else len(row.prompt) - P - 1
         targets[i, first:len(ids) - 1] = ids[first + 1:]
-    prefix = torch.from_numpy(rows[0].prompt[:P].astype(np.int64))
-    return (idx, targets, prefix) if P else (idx, targets)
+    if prompt_loss:
+        return idx, targets
+
+    # where there is something to learn, found here and not where one would wait for the GPU
+    at = (targets.flatten() != -1).nonzero()[:, 0]
+    return idx, targets.flatten()[at], torch.from_numpy(rows[0].prompt[:P].astype(np.int64)), at
 
 
 # ----------------------------------------------------------------------------------------------
@@ -271,10 +289,10 @@ def hold_out(records, cfg):
     order = np.random.default_rng(cfg.seed).permutation(len(records))
     n_val = max(1, int(len(records) * cfg.val_fraction))
     val, train = [records[i] for i in order[:n_val]], [records[i] for i in order[n_val:]]
-    return val, train + other_strand(train) if cfg.reverse_complement else train
+    return val, train + other_strand(train) if cfg.both_strands else train
 
 
-def plan_batches(rows, cfg, machine, balance, collate):
+def plan_batches(rows, cfg, machine, collate):
     """-> (cfg with its max_steps, the function from a step to this process's micro-batches that
     fit() wants). Batch k of the run is batch k % n of epoch k // n."""
     n, accumulation = math.ceil(len(rows) / cfg.batch_size), cfg.gradient_accumulation_steps
@@ -283,12 +301,20 @@ def plan_batches(rows, cfg, machine, balance, collate):
 
     @functools.lru_cache(maxsize=1)
     def epoch(e):
-        return epoch_batches(rows, cfg.batch_size, balance, (cfg.seed, e))
+        return epoch_batches(rows, cfg.batch_size, cfg.balance, (cfg.seed, e), cfg.mixed)
 
-    def batches(step):
+    def make(step):
         first = step * accumulation
         mine = range(first + machine.rank, first + accumulation, machine.world)
         return [collate([rows[i] for i in epoch(k // n)[k % n]]) for k in mine]
+
+    # while a step is computed, a thread makes the batches of the next one
+    thread, coming = ThreadPoolExecutor(1), {}
+
+    def batches(step):
+        now = coming.pop(step, None) or thread.submit(make, step)
+        coming[step + 1] = thread.submit(make, step + 1)
+        return now.result()
 
     return cfg, batches
 
@@ -296,13 +322,16 @@ def plan_batches(rows, cfg, machine, balance, collate):
 def tune(model, tok, records, max_len, cfg, machine, extra):
     """Tune `model` on records, some of which are held out -> the best model by their loss"""
     block_size = model.config.block_size
+    require(not cfg.mixed or block_size % SHAPES == 0,
+            f"mixed batches are padded to multiples of {SHAPES} tokens, of which {cfg.init_from} "
+            f"has {block_size}: tune without --mixed")
     val, train = ([row for row in encode_rows(part, tok, block_size, max_len) if row]
                   for part in hold_out(records, cfg))
     require(val and train,
             f"{', '.join(cfg.tasks)}: {len(records)} rows are too few to tune on")
 
-    to_batch = functools.partial(collate, prompt_loss=cfg.prompt_loss)
-    cfg, batches = plan_batches(train, cfg, machine, cfg.balance, to_batch)
+    to_batch = functools.partial(collate, prompt_loss=cfg.prompt_loss, mixed=cfg.mixed)
+    cfg, batches = plan_batches(train, cfg, machine, to_batch)
     if machine.is_main:
         mean = np.mean([len(row.prompt) + len(row.response) for row in train])
         print(f"{len(train):,} rows of {len({row.task for row in train})} tasks, {mean:.0f} tokens "

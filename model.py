@@ -211,9 +211,6 @@ class GPT(nn.Module):
             return self.lm_head(x), None
 
         x = x.flatten(0, 1)                                             # (B T, C)
-        if at is None and prefix is not None:
-            at = (targets.flatten() != -1).nonzero()[:, 0]
-            targets = targets.flatten()[at]
         if at is not None:
             x = x.index_select(0, at)                                   # (N, C)
         logits, targets = self.lm_head(x).float(), targets.flatten()

@@ -85,7 +85,7 @@ def collate(rows):
 
 def tune(model, train, val, cfg, machine, extra):
     """Train a Classifier on rows -> the best one by the loss on other rows"""
-    cfg, batches = plan_batches(train, cfg, machine, 0.0, collate)
+    cfg, batches = plan_batches(train, cfg, machine, collate)
 
     def evaluate():
         nats = 0.0

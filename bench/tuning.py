@@ -6,6 +6,7 @@ Time the steps of instruct.py: rows/s, the shapes of batches, and the steps that
 
 Takes the keys of instruct.py; what it trains is thrown away.
 """
+import functools
 import os
 import statistics
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ def main(argv):
     records, T = read_tasks(cfg.tasks), model.config.block_size
     choices = sorted({c for r in records for c in r.get("choices", [])})
     rows = [row for row in encode_rows(records, tok, T, max_prompt_len(tok, choices, T)) if row]
-    cfg, batches = plan_batches(rows, cfg, machine, cfg.balance, collate)
+    cfg, batches = plan_batches(rows, cfg, machine, functools.partial(collate, mixed=cfg.mixed))
 
     # a step is long if it takes twice the median: then something was compiled, or planned
     seconds, n_rows, shapes = time_steps(model, batches, cfg, machine)

@@ -399,7 +399,7 @@ def test_a_classifier_of_both_strands(monkeypatch):
     # CAAAAAAAAT is taken for b, ATTTTTTTTG for a, and that with more confidence
     accuracy = []
     for both in (False, True):
-        cfg = classify.ClassifyConfig(reverse_complement=both, both_strands=both, val_fraction=0.3)
+        cfg = classify.ClassifyConfig(both_strands=both, val_fraction=0.3)
         scores = classify.classify(model, tok, [either, one] * 5, [either, one], cfg, CPU, {})
         accuracy.append(scores["accuracy"])
     assert accuracy == [0.5, 1.0]

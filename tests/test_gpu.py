@@ -266,7 +266,7 @@ out_dir = "{folder}/base"
 n_layer = 1
 n_head = 2
 n_embd = 16
-block_size = 400
+block_size = 416
 batch_size = 4
 max_steps = 20
 eval_interval = 10
@@ -278,6 +278,7 @@ out_dir = "{folder}/tuned"
 tasks = ["{folder}/data/tasks/*.train.json"]
 eval_tasks = ["{folder}/data/tasks/*.dev.json"]
 batch_size = 4
+mixed = true
 max_steps = 10
 device = "cpu"
 """
@@ -337,4 +338,4 @@ def test_one_command_on_a_cpu(tmp_path):
     table = rows_of(printed)
     assert status == 0 and all(line.startswith("done") for line in table.values()), printed
     assert "tokens/s" in table["step"] and "stalled" in table["tuning-step"]
-    assert "mean" in table["tuning"] and len(table) == 20
+    assert "mean" in table["tuning"] and len(table) == 21

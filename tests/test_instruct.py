@@ -114,17 +114,22 @@ def row(prompt, response, task="", instruction=""):
 def test_collate_by_hand():
     # what all prompts begin with stands apart; one token is left of the shorter prompt
     rows = [row([5, 6, 7], [8, 0]), row([5, 6], [9, 0])]
-    idx, targets, prefix = collate(rows)
+    idx, targets, prefix, at = collate(rows)
     assert prefix.tolist() == [5]
     assert idx.tolist() == [[6, 7, 8], [6, 9, 0]]
-    assert targets.tolist() == [[-1, 8, 0], [9, 0, -1]]
+    assert (at.tolist(), targets.tolist()) == ([1, 2, 3, 4], [8, 0, 9, 0])
     # with a loss on the prompt there is no prefix
     idx, targets = collate(rows, prompt_loss=True)
     assert idx.tolist() == [[5, 6, 7, 8], [5, 6, 9, 0]]
     assert targets.tolist() == [[6, 7, 8, 0], [6, 9, 0, -1]]
     # nor where prompts have nothing in common
-    idx, targets = collate([row([5, 6], [8, 0]), row([7], [9, 0])])
-    assert targets.tolist() == [[-1, 8, 0], [9, 0, -1]]
+    idx, targets, prefix, at = collate([row([5, 6], [8, 0]), row([7], [9, 0])])
+    assert prefix.tolist() == [] and idx.tolist() == [[5, 6, 8], [7, 9, 0]]
+    assert (at.tolist(), targets.tolist()) == ([1, 2, 3, 4], [8, 0, 9, 0])
+    # nor where instructions are mixed: then rows have few lengths
+    idx, targets, prefix, at = collate(rows, mixed=True)
+    assert prefix.tolist() == [] and idx.shape == (2, 32) and idx[1, :4].tolist() == [5, 6, 9, 0]
+    assert (at.tolist(), targets.tolist()) == ([2, 3, 33, 34], [8, 0, 9, 0])
 
 
 # -- batches
@@ -143,6 +148,35 @@ def test_epoch_batches():
     longest = [max(lengths[i] for i in batch) for batch in epochs[0]]
     assert sum(n * len(b) for n, b in zip(longest, epochs[0])) < 1.1 * lengths.sum()
     assert abs(np.corrcoef(longest, range(126))[0, 1]) < 0.3
+
+
+def test_mixed_batches():
+    """Each has several instructions and rows of similar length, and their loss is that of the same
+    rows behind a shared prefix."""
+    rng = np.random.default_rng(0)
+    rows = [row([1, 2, 3, 4 + i % 7] + [20] * n, [5 + i % 3, 0], instruction=str(i % 7))
+            for i, n in enumerate(rng.integers(5, 50, size=200))]
+    batches = epoch_batches(rows, 16, 0.0, 1, mixed=True)
+    assert sorted(i for batch in batches for i in batch) == list(range(200))
+    assert all(len({rows[i].instruction for i in batch}) > 2 for batch in batches)
+    found = [[rows[i] for i in batch] for batch in batches]
+    assert {collate(batch, mixed=True)[0].size(1) for batch in found} <= {32, 64}
+    model = GPT(GPTConfig(40, 64, 2, 2, 16))
+    for batch in found[:3]:
+        mixed, prefixed = (model(*collate(batch, mixed=m))[1] for m in (True, False))
+        assert len(collate(batch)[2]) == 3
+        torch.testing.assert_close(mixed, prefixed)
+
+
+def test_batches_made_ahead():
+    """In whatever order fit() asks for them, as after a resume"""
+    rows = [row([i] * 3, [0]) for i in range(40)]
+    cfg = InstructConfig(batch_size=4, gradient_accumulation_steps=2, max_steps=9)
+    plan = instruct.plan_batches(rows, cfg, CPU, collate)[1]
+    fresh = [instruct.plan_batches(rows, cfg, CPU, collate)[1](step) for step in range(9)]
+    for step in (0, 1, 2, 5, 6, 8):
+        for batch, expected in zip(plan(step), fresh[step], strict=True):
+            assert all(map(torch.equal, batch, expected))
 
 
 @pytest.mark.parametrize("balance,expected", [(0.0, {"a": 800, "b": 200}), (1.0, {"a": 500, "b": 500}),
@@ -386,7 +420,7 @@ def test_resumed_equals_uninterrupted(toy, tmp_path, plain):
 def test_left_out_tasks_and_baselines(toy, tmp_path, capsys):
     tune(toy, tmp_path / "out", f"--tasks={toy}/data/tasks/*.train.json", "--leave_out=tf,spl*",
          f"--eval_tasks={toy}/data/tasks/*.test.json", "--balance=1", "--max_steps=4",
-         "--reverse_complement", "--both_strands")
+         "--both_strands")
     result = json.loads((tmp_path / "out/scores.json").read_text())
     assert {t: s["tuned"] for t, s in result["tasks"].items()} == {
         "core_promoter": True, "promoter": True, "splice": False, "tf": False}
