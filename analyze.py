@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from config.read import (IUPAC, SEQUENCE, SHORTEST, clean_dna, read_lines, require,
                          reverse_complement, split_table)
-from prepare import encode_prompts
+from tasks import encode_prompts
 
 
 # ----------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ Shapes: B batch, T time (tokens), P tokens of the shared prefix.
 """
 import fnmatch
 import functools
-import glob
 import hashlib
 import itertools
 import json
@@ -22,7 +21,6 @@ import os
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,11 +29,13 @@ from tqdm import tqdm
 import config
 from bpe import Tokenizer
 from config.machine import find_machine
-from config.read import find_tables, read_alpaca, require, reverse_complement
+from config.read import require
 from metrics import add_baselines, judge, table, with_means
 from model import common_prefix, load_checkpoint, load_model
-from prepare import encode_prompts, max_prompt_len, read_task
-from train import RunConfig, fit, open_out_dir, resume_from
+from record import open_out_dir, resume_from
+from tasks import (by_task, encode_rows, find_files, max_prompt_len, other_strand, read_tasks,
+                   without_leaks)
+from train import RunConfig, fit
 
 
 @dataclass
@@ -58,89 +58,6 @@ class InstructConfig(RunConfig):
     mixed: bool = False             # mix instructions in a batch, for a GPU: few shapes, no prefix
     scores: str = ""                # file to write the scores to, if not scores.json in out_dir
     compile: str = "no"             # auto, yes, no: torch.compile; row lengths vary
-
-
-# ----------------------------------------------------------------------------------------------
-# Records and rows
-
-def find_files(patterns):
-    """-> paths of the files that the patterns (or plain paths) match, each once"""
-    found = []
-    for pattern in patterns:
-        paths = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
-        if not paths:
-            raise FileNotFoundError(f"{pattern}: no such file: run prepare.py first")
-        found += paths
-    return list({os.path.realpath(path): path for path in found}.values())
-
-
-def read_tasks(patterns):
-    """-> the records of Alpaca files, each with its "task", by default the file's name; and of
-    folders of tables such as GUE, each task's test rows or, where it has none, its dev rows"""
-    records = []
-    for path in find_files(patterns):
-        if os.path.isfile(path):
-            task = os.path.basename(path).split(".")[0]
-            records += [{"task": task} | r for r in read_alpaca(path)]
-            continue
-        for folder, tables in find_tables(path).items():
-            split = "test" if "test" in tables else "dev"
-            require(split in tables, f"{folder}: no test.csv or dev.csv to score")
-            (rows,) = read_task(folder, {split: tables[split]}, seed=0).values()
-            records += rows
-    return records
-
-
-def by_task(records):
-    """-> {task: its records}"""
-    tasks = defaultdict(list)
-    for r in records:
-        tasks[r["task"]].append(r)
-    return dict(tasks)
-
-
-def other_strand(records):
-    """-> the reverse complements of those records that have the same answer on either strand"""
-    return [r | {"input": reverse_complement(r["input"])}
-            for r in records if r.get("either_strand")]
-
-
-def without_leaks(train, test):
-    """-> the training records that do not ask what a test record asks, on either strand"""
-    def question(r):
-        return r["input"] or r["instruction"]
-
-    scored = {question(r) for r in test}
-    scored |= {reverse_complement(r["input"]) for r in test if r["input"]}
-    kept = [r for r in train if question(r) not in scored]
-    if len(kept) < len(train):
-        print(f"{len(train) - len(kept):,} of {len(train):,} rows are in eval_tasks too: left out")
-    return kept
-
-
-class Row(NamedTuple):
-    prompt: np.ndarray      # ids
-    response: np.ndarray    # ids, <|endoftext|> at the end
-    task: str
-    instruction: str        # rows that share it share a prefix
-
-
-def encode_rows(records, tok, block_size, max_len):
-    """-> a Row per record, None for one that does not fit. An input is cut so that its prompt has at
-    most max_len tokens: one limit for all rows, so that the cut tells nothing about the answer."""
-    asked = [(r["instruction"], r["input"]) for r in records]
-    prompts, n_cut = encode_prompts(tok, asked, max_len)
-    responses = tok.encode_batch([r["output"] for r in records])
-    rows = [None] * len(records)
-    for i, (r, prompt, response) in enumerate(zip(records, prompts, responses)):
-        if prompt is not None and len(prompt) + len(response) < block_size:
-            response = np.append(response, [tok.eot])
-            rows[i] = Row(prompt, response, r["task"], r["instruction"])
-    if n_cut:
-        print(f"{n_cut:,} of {len(rows):,} inputs were cut to fit into {max_len} tokens")
-    if n_left := sum(row is None for row in rows):
-        print(f"{n_left:,} of {len(rows):,} records do not fit into {block_size} tokens: left out")
-    return rows
 
 
 # ----------------------------------------------------------------------------------------------

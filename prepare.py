@@ -21,7 +21,6 @@ import os
 import re
 import shlex
 import tempfile
-import zlib
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -34,8 +33,9 @@ from tqdm import tqdm
 import config
 from bpe import Tokenizer
 from config import toy
-from config.read import (IUPAC, check_labels, find_tables, read_alpaca, read_fasta, read_paragraphs,
-                         read_table, read_task_json, require, reverse_complement, stem)
+from config.read import (IUPAC, find_tables, read_alpaca, read_fasta, read_paragraphs, require,
+                         reverse_complement, stem)
+from tasks import OVERLAP, alpaca_prompt, find_leaks, is_scored, read_task
 
 
 @dataclass
@@ -212,203 +212,9 @@ def write_text(cfg, tasks, folder):
 
 
 # ----------------------------------------------------------------------------------------------
-# The prompt
-
-ALPACA = ("Below is an instruction that describes a task{paired}. Write a response that "
-          "appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n")
-
-
-def alpaca_parts(instruction, has_input):
-    """The standard Alpaca prompt template (Taori et al., 2023) -> the texts before and after the
-    input. The response is not part of it: its ids are joined on, so the boundary never moves."""
-    paired = ", paired with an input that provides further context" if has_input else ""
-    before = ALPACA.format(paired=paired, instruction=instruction)
-    if has_input:
-        return before + "### Input:\n", "\n\n### Response:\n"
-    return before, "### Response:\n"
-
-
-def fold(input):
-    """DNA of 16 bases or more is written on two lines, broken in its middle, as a token never spans
-    lines: whatever stands in the middle (the site to judge, where transcription starts) begins a
-    token, next to the same mark in every prompt. Other text stays as it is."""
-    half = len(input) // 2
-    is_dna = re.fullmatch(f"[{IUPAC}]{{16,}}", input)
-    return f"{input[:half]}\n{input[half:]}" if is_dna else input
-
-
-def alpaca_prompt(instruction, input=""):
-    before, after = alpaca_parts(instruction, bool(input))
-    return before + fold(input) + after
-
-
-def encode_prompts(tok, asked, max_len):
-    """asked: list of (instruction, input). A prompt is three lists of ids (before the input, the
-    input, after it), so that cutting the end of an input is a slice.
-    -> (array of ids per prompt, at most max_len of them, None where not even the instruction fits;
-    how many inputs were cut)"""
-    # instructions repeat: each is encoded once
-    parts = {(instruction, bool(input)): alpaca_parts(instruction, bool(input))
-             for instruction, input in asked}
-    texts = list(dict.fromkeys(text for pair in parts.values() for text in pair))
-    ids_of = dict(zip(texts, tok.encode_batch(texts)))
-
-    prompts, n_cut = [], 0
-    inputs = tok.encode_batch([fold(input) for _, input in asked])
-    for (instruction, input), ids in zip(asked, inputs):
-        before, after = (ids_of[text] for text in parts[instruction, bool(input)])
-        left = max_len - len(before) - len(after)
-        n_cut += 0 <= left < len(ids)
-        prompts.append(np.concatenate([before, ids[:left], after]) if left >= 0 else None)
-    return prompts, n_cut
-
-
-def max_prompt_len(tok, choices, block_size):
-    """-> the most tokens that a prompt may have: the context less the longest choice and its stop
-    token, or less an eighth of the context where there are no choices"""
-    longest = max((len(ids) + 1 for ids in tok.encode_batch(choices)), default=block_size // 8)
-    require(longest <= block_size // 2,
-            f"a choice is {longest} tokens long, of block_size={block_size}: shorten it")
-    return block_size - longest
-
-
-# ----------------------------------------------------------------------------------------------
 # Tasks
 
-# GUE's tasks by their folders, parent/folder: what is asked, a word per label, and whether both
-# strands have the same answer; {} is the folder. The words are the DNAHLM paper's. Those of the
-# splice sites are in the order of GUE's own ids (the bases at the sites show it), which the paper
-# mixed up; the virus variants are in the order of the DNABERT-2 paper.
-PROMOTER = ["Non-promoter", "promoter"]
-SPLICE = ["Acceptor Sites", "Donor Sites", "Non-Splice Sites"]
-FACTOR = ["Background Sequences", "Binding Sites"]
-VARIANTS = ["Alpha", "Beta", "Delta", "Eta", "Gamma", "Iota", "Kappa", "Lambda", "Zeta"]
-GUE = [
-    (".*/prom_core_(all|notata|tata)", "core promoter detection", PROMOTER, False),
-    (".*/prom_300_(all|notata|tata)", "promoter detection", PROMOTER, False),
-    ("splice/reconstructed", "splice site detection", SPLICE, False),
-    ("mouse/[0-4]", "mouse transcription factor {} binding site detection", FACTOR, True),
-    ("tf/[0-4]", "human transcription factor {} binding site detection", FACTOR, True),
-    ("EMP/(H3|H3K14ac|H3K36me3|H3K4me[123]|H3K79me3|H3K9ac|H4|H4ac)",
-     "{} histone mark detection", ["No Mark", "Mark"], True),
-    ("virus/covid", "virus variant detection", VARIANTS, False),
-]
-# Prompt templates. Training rows have any of them, scored rows the first, which is the paper's.
-TEMPLATES = [
-    "Determine {what} of following dna sequence, "
-    "The result will be one of the following: {choices}.",
-    "Classify this DNA sequence by {what}. Answer with one of: {choices}.",
-    "What does {what} say of the sequence below? The possible answers are {choices}.",
-    "Here is some DNA. Do {what}, and choose from {choices}.",
-]
-HELD_OUT_TEMPLATE = "I need {what} for a piece of DNA; tell me which it is: {choices}."
-
-
-def is_scored(name):
-    """Whether a file's rows are scored, never tuned on: x.dev.json, x.test.json, test.json, ..."""
-    return re.search(r"(^|\.)(dev|val|valid|test)\.", name) is not None
-
-
-def describe(path, file, labels):
-    """What a task asks, by its task.json, by GUE's names of folders, or else by its own name
-    -> (name, what is asked, {label: word}, whether both strands have the same answer)"""
-    parent, leaf = os.path.abspath(path).split(os.sep)[-2:]
-    name = f"{parent}_{leaf}" if leaf.isdigit() or parent in ("EMP", "splice", "virus") else leaf
-    as_is = {label: label for label in labels}
-    if os.path.exists(file):
-        asks, words, either_strand = read_task_json(file)
-        return name, asks, words or as_is, either_strand
-    for pattern, asks, words, either_strand in GUE:
-        if re.fullmatch(pattern, f"{parent}/{leaf}"):
-            words = {str(i): word for i, word in enumerate(words)}
-            return name, asks.format(leaf), words, either_strand
-    return name, name.replace("_", " "), as_is, False
-
-
-def read_splits(path, tables, seed):
-    """-> {split: rows of read_table()}. A tenth of a table by itself, drawn by `seed`, is dev."""
-    splits = {split: read_table(tables[split]) for split in ("all", "train", "dev", "test")
-              if split in tables}
-    if rows := splits.pop("all", None):
-        require(len(rows) >= 20, f"{path}: {len(rows)} rows are too few to hold some out: give 20")
-        order = np.random.default_rng(seed).permutation(len(rows))
-        splits = {"train": [rows[i] for i in sorted(order[len(rows) // 10:])],
-                  "dev": [rows[i] for i in sorted(order[:len(rows) // 10])]}
-    check_labels(splits)
-    return splits
-
-
-def read_task(path, tables, seed):
-    """A task of find_tables() -> {file name: list of Alpaca records}. The templates of training
-    rows are drawn by `seed`."""
-    # what is asked
-    splits = read_splits(path, tables, seed)
-    labels = {label: where for rows in splits.values() for _, label, where in rows}
-    file = f"{path}.task.json" if "all" in tables else f"{path}/task.json"
-    name, asks, words, either_strand = describe(path, file, sorted(labels))
-    for label, where in labels.items():
-        require(label in words, f"{where}: the label {label!r} is none of {', '.join(words)}: "
-                f"name all labels in {file}")
-    print(f"{name}: {asks}; " + ", ".join(f"{label} = {word}" for label, word in words.items())
-          + "; " + ", ".join(f"{len(rows):,} {split}" for split, rows in splits.items()))
-
-    # its records
-    choices = list(words.values())
-    prompts = [text.format(what=asks, choices=", ".join(choices)) for text in TEMPLATES]
-    about = {"task": name, "choices": choices} | ({"either_strand": True} if either_strand else {})
-    rng = np.random.default_rng((seed, zlib.crc32(name.encode())))
-    files = {}
-    for split, rows in splits.items():
-        drawn = rng.integers(len(prompts), size=len(rows)) if split == "train" else [0] * len(rows)
-        files[f"{name}.{split}.json"] = [
-            {"instruction": prompts[i], "input": sequence, "output": words[label]} | about
-            for i, (sequence, label, _) in zip(drawn, rows)]
-    return files
-
-
-# ----------------------------------------------------------------------------------------------
-# Training rows must not give scored rows away
-
-OVERLAP = 20        # bases; a shorter sequence occurs in others by chance
-
-
-def contained(short, long):
-    """Lists of DNA -> (i, j), ...: short[i] occurs in long[j]. The first bases of each short one
-    are its anchor; those at each position of the long ones are looked up among the anchors."""
-    anchors = {}
-    for i, sequence in enumerate(short):
-        anchors.setdefault(sequence[:OVERLAP], []).append(i)
-    for j, text in enumerate(tqdm(long, desc="looking for overlaps", disable=None)):
-        for at in range(len(text) - OVERLAP + 1):
-            for i in anchors.get(text[at:at + OVERLAP], ()):
-                if text.startswith(short[i], at):
-                    yield i, j
-
-
-def overlapping(train, scored):
-    """Lists of DNA, each of 20 bases or more -> indices of the training sequences that contain a
-    scored one or lie inside one, on either strand"""
-    scored = scored + [reverse_complement(s) for s in scored]
-    return {i for i, _ in contained(train, scored)} | {j for _, j in contained(scored, train)}
-
-
-def find_leaks(train, scored):
-    """Lists of Alpaca records -> indices of the training records that ask what a scored one asks:
-    the same text, or DNA that overlaps"""
-    def question(r):        # DNA too short to search for is compared as a whole
-        is_dna = re.fullmatch(f"[{IUPAC}]+", r["input"])
-        return r.get("task") if is_dna else r["instruction"], r["input"]
-
-    def sequences(r):
-        return re.findall(f"[{IUPAC}]{{{OVERLAP},}}", f"{r['instruction']}\n{r['input']}".upper())
-
-    asked = {question(r) for r in scored}
-    owners = [(i, s) for i, r in enumerate(train) for s in sequences(r)]
-    found = overlapping([s for _, s in owners], [s for r in scored for s in sequences(r)])
-    return {owners[i][0] for i in found} | {i for i, r in enumerate(train) if question(r) in asked}
-
-
-def read_tasks(cfg):
+def collect_tasks(cfg):
     """-> {file name: list of Alpaca records}, without the training rows that give scored ones away
     (unless cfg.keep_overlaps)"""
     # read
@@ -528,7 +334,7 @@ def main(argv):
         print("The toy world: invented DNA, and English that comes with Python.")
         cfg = replace(cfg, **toy.files(os.path.join(cfg.data_dir, "raw"), cfg.seed))
     with staged(cfg.data_dir) as folder:
-        tasks = read_tasks(cfg)
+        tasks = collect_tasks(cfg)
         if tasks:
             write_tasks(tasks, f"{folder}/tasks")
         if cfg.tasks_as_text:

@@ -32,7 +32,7 @@ from bpe import Tokenizer
 from config.machine import find_device
 from config.read import clean_dna, clean_input, require
 from model import GPT, load_model
-from prepare import alpaca_prompt, max_prompt_len
+from tasks import alpaca_prompt, max_prompt_len
 
 # The default example: a promoter of the toy world, of a gene held out of all training.
 EXAMPLE = ("Determine promoter detection of following dna sequence, "

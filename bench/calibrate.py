@@ -18,10 +18,10 @@ import config
 from bench.kmers import score_labels, write_scores
 from bpe import Tokenizer
 from config.machine import find_machine
-from instruct import InstructConfig, answer, answer_both_strands, by_task, read_tasks
+from instruct import InstructConfig, answer, answer_both_strands
 from metrics import table, with_means
 from model import load_model
-from prepare import max_prompt_len
+from tasks import by_task, max_prompt_len, read_tasks
 
 
 def calibrate(p):

@@ -28,11 +28,12 @@ import config
 from bench.kmers import read_scores, score_labels, write_scores
 from bpe import Tokenizer
 from config.machine import find_machine
-from instruct import (InstructConfig, Row, by_task, epoch_batches, find_files, hold_out,
-                      other_strand, plan_batches, read_tasks, records_to_tune)
+from instruct import InstructConfig, epoch_batches, hold_out, plan_batches, records_to_tune
 from metrics import table, with_means
 from model import GPT, load_checkpoint
-from train import fit, open_out_dir
+from record import open_out_dir
+from tasks import Row, by_task, find_files, other_strand, read_tasks
+from train import fit
 
 
 @dataclass

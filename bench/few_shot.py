@@ -32,13 +32,14 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import config
-import prepare
 from bench.kmers import is_dna, kmer_roots, score_labels, write_scores
 from bpe import Tokenizer
 from config.read import reverse_complement
-from instruct import by_task, read_tasks
 from metrics import table, with_means
 from model import load_model
+from prepare import write_records
+from tasks import (HELD_OUT_TEMPLATE, TEMPLATES, by_task, encode_prompts, is_scored, max_prompt_len,
+                   read_tasks)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -94,7 +95,7 @@ def drop_examples(records, examples, tok, max_len):
     todo = [i for i, found in enumerate(examples) if found]
     while todo:
         asked = [with_examples(records[i], examples[i]) for i in todo]
-        prompts, _ = prepare.encode_prompts(tok, [(r["instruction"], r["input"]) for r in asked],
+        prompts, _ = encode_prompts(tok, [(r["instruction"], r["input"]) for r in asked],
                                             max_len=10 ** 9)
         todo = [i for i, prompt in zip(todo, prompts) if len(prompt) > max_len]
         for i in todo:
@@ -117,13 +118,13 @@ def score_votes(records, examples):
 def reworded(record):
     """-> the record with the prompt template that no training row has; as it is, if its instruction
     is not of the first template"""
-    pattern = re.escape(prepare.TEMPLATES[0])
+    pattern = re.escape(TEMPLATES[0])
     for key in ("what", "choices"):
         pattern = pattern.replace(rf"\{{{key}\}}", f"(?P<{key}>.+)")
     found = re.fullmatch(pattern, record["instruction"])
     if not found:
         return record
-    return record | {"instruction": prepare.HELD_OUT_TEMPLATE.format(**found.groupdict())}
+    return record | {"instruction": HELD_OUT_TEMPLATE.format(**found.groupdict())}
 
 
 # ----------------------------------------------------------------------------------------------
@@ -143,7 +144,7 @@ def room_for_prompts(init_from, files):
     tok = Tokenizer.load(os.path.join(init_from, "tokenizer.json"), state.get("tokenizer_sha256"))
     records = [r for part in files.values() for r in part]
     choices = sorted({c for r in records for c in r.get("choices", [])})
-    return tok, prepare.max_prompt_len(tok, choices, model.config.block_size)
+    return tok, max_prompt_len(tok, choices, model.config.block_size)
 
 
 def add_examples(files, args):
@@ -151,7 +152,7 @@ def add_examples(files, args):
     def usable(r):
         return bool(r.get("choices")) and is_dna(r["input"])
 
-    train = by_task(r for name, records in files.items() if not prepare.is_scored(name)
+    train = by_task(r for name, records in files.items() if not is_scored(name)
                     for r in records if usable(r))
     tok, max_len = room_for_prompts(args.init_from, files) if args.init_from else (None, None)
 
@@ -163,7 +164,7 @@ def add_examples(files, args):
             indices = [i for i, r in enumerate(records) if r["task"] == task and usable(r)]
             members = [records[i] for i in indices]
             examples = find_examples(members, known, args) if members else []
-            if members and prepare.is_scored(name) and task not in votes and all(examples):
+            if members and is_scored(name) and task not in votes and all(examples):
                 votes[task] = score_votes(members, examples)
 
             # put in front what there is room for
@@ -200,7 +201,7 @@ def main(argv):
     files, votes = read_folder(args.folder), {}
     if args.reworded:
         before = files
-        files = {name: [reworded(r) for r in records] if prepare.is_scored(name) else records
+        files = {name: [reworded(r) for r in records] if is_scored(name) else records
                  for name, records in files.items()}
         if files == before:
             raise ValueError(f"{args.folder}: no scored rows with an instruction of prepare.py")
@@ -210,7 +211,7 @@ def main(argv):
     # write them, and the baselines beside them
     os.makedirs(args.out, exist_ok=True)
     for name, records in files.items():
-        prepare.write_records(os.path.join(args.out, name), records)
+        write_records(os.path.join(args.out, name), records)
     scores = os.path.join(args.folder, "scores")
     if args.nearest:
         write_scores(os.path.join(scores, "nearest.json"), votes, shots=args.shots)

@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 import config
 from config.read import IUPAC
-from instruct import by_task, read_tasks
 from metrics import confusion_matrix, summarize, table, with_means
+from tasks import by_task, read_tasks
 
 K = 6
 DECAYS = (1e-3, 3e-3, 1e-2, 3e-2)       # weight decays to choose from

@@ -17,9 +17,9 @@ import config
 from bench.step import forward_backward, now, undo, update
 from bpe import Tokenizer
 from config.machine import find_machine
-from instruct import InstructConfig, collate, encode_rows, plan_batches, read_tasks
+from instruct import InstructConfig, collate, plan_batches
 from model import load_model
-from prepare import max_prompt_len
+from tasks import encode_rows, max_prompt_len, read_tasks
 from train import make_optimizers, wrap_model
 
 WARMUP, STEPS = 10, 50

@@ -18,9 +18,9 @@ import config
 from bench.step import forward_backward, now
 from bpe import Tokenizer
 from config.machine import find_machine
-from instruct import InstructConfig, collate, encode_rows, epoch_batches, read_tasks
+from instruct import InstructConfig, collate, epoch_batches
 from model import load_model
-from prepare import max_prompt_len
+from tasks import encode_rows, max_prompt_len, read_tasks
 
 ROUNDS, WARMUP = 7, 1
 FEW = 4         # rows per round of what is compared with: it is slow

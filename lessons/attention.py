@@ -22,7 +22,7 @@ import config
 from bpe import Tokenizer
 from config import toy
 from model import load_model
-from prepare import encode_prompts
+from tasks import encode_prompts
 
 MIDDLE = 30     # an intron begins or ends before this base of the toy world's splice sites
 MOTIFS = {      # what config/toy.py plants there: (first base, consensus)

@@ -4,6 +4,7 @@ Draw runs, or print their scores side by side.
     python -m results.plot out/laptop                       # the loss, to out/laptop/loss.png
     python -m results.plot out/a out/b --out=loss.png       # several runs in one picture
     python -m results.plot --scores out/laptop-instruct     # MCC per task, to scores.png there
+    python -m results.plot --confusion out/laptop-instruct  # which labels are taken for which
     python -m results.plot --compare out/a out/b+out/c      # a table of MCC; b+c: mean ± std
     python -m results.plot --explain why.tsv --mark "TATA box:80-88"    # which bases matter
 
@@ -14,11 +15,13 @@ matplotlib (`pip install matplotlib`), the table does not.
 import argparse
 import csv
 import json
+import math
 import os
 import re
 from statistics import mean, stdev
 
 import config
+from config.read import read_lines
 
 PANELS = {"bits_per_base": "DNA: bits per base", "bits_per_byte": "English: bits per byte"}
 
@@ -172,6 +175,40 @@ def draw_references(axis, scores, row):
                       markersize=12 if marker == "|" else 6, markerfacecolor="none", label=label)
 
 
+def draw_confusion(path, out):
+    """Draw the confusion matrix of each task: a row per right label, a column per predicted one, in
+    each cell its count and, as its shade, the share of the row. path: of scores.json or its folder"""
+    scores = {name: s for name, s in read_scores(path).items() if s.get("confusion")}
+    if not scores:
+        raise ValueError(f"{path}: no confusion matrix in it: score the model again, by "
+                         "instruct.py --epochs=0")
+    plt = pyplot()
+    columns = min(4, len(scores))
+    rows = math.ceil(len(scores) / columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(3.2 * columns, 2.7 * rows), squeeze=False,
+                                constrained_layout=True)
+    for axis in axes.flat[len(scores):]:
+        axis.set_visible(False)
+    for axis, (name, s) in zip(axes.flat, scores.items()):
+        # the shades, the same for all tasks
+        counts = s["confusion"]
+        shares = [[n / max(1, sum(row)) for n in row] for row in counts]
+        axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+
+        # the counts, in white where it is dark
+        for i, row in enumerate(counts):
+            for j, n in enumerate(row):
+                axis.text(j, i, f"{n:,}", ha="center", va="center", fontsize=8,
+                          color="white" if shares[i][j] > 0.6 else "black")
+        labels = [label[:12] for label in s["labels"]]
+        axis.set_xticks(range(len(labels)), labels, fontsize=7, rotation=20)
+        axis.set_yticks(range(len(labels)), labels, fontsize=7)
+        axis.set_title(f"{name}: MCC {s['mcc']:.3f}", fontsize=9)
+    figure.supxlabel("predicted", fontsize=9)
+    figure.supylabel("right", fontsize=9)
+    figure.savefig(out, dpi=150)
+
+
 def compare(columns):
     """The MCC of several runs side by side, as text.
 
@@ -219,15 +256,15 @@ def read_explanation(path):
     """path: what sample.py --explain wrote -> {(name, label): [(base, mean change), ...]}, the mean
     over the bases that differ from the sequence's own"""
     found = {}
-    with open(path, encoding="utf-8", newline="") as f:
-        for number, line in enumerate(csv.DictReader(f, delimiter="\t"), start=2):
-            try:
-                changes = [float(line[base]) for base in "ACGT" if base != line["base"]]
-                bases = found.setdefault((line["name"], line["label"]), [])
-                bases.append((line["base"], mean(changes)))
-            except (KeyError, TypeError, ValueError):
-                raise ValueError(f"{path}: line {number}: not what sample.py --explain "
-                                 "wrote") from None
+    lines = (line for _, line in read_lines(path))      # it may be gzipped
+    for number, line in enumerate(csv.DictReader(lines, delimiter="\t"), start=2):
+        try:
+            changes = [float(line[base]) for base in "ACGT" if base != line["base"]]
+            bases = found.setdefault((line["name"], line["label"]), [])
+            bases.append((line["base"], mean(changes)))
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"{path}: line {number}: not what sample.py --explain "
+                             "wrote") from None
     if not found:
         raise ValueError(f"{path}: no bases in it: give what sample.py --explain wrote")
     return found
@@ -294,6 +331,8 @@ def main(argv):
                              "sample.py --explain wrote")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--scores", action="store_true", help="draw the MCC of each task")
+    mode.add_argument("--confusion", action="store_true",
+                      help="draw which labels are taken for which")
     mode.add_argument("--compare", action="store_true", help="print the MCC of each task")
     mode.add_argument("--explain", action="store_true", help="draw which bases a label depends on")
     parser.add_argument("--mark", action="append", default=[], metavar="NAME:FIRST-LAST",
@@ -304,14 +343,27 @@ def main(argv):
     if args.compare:
         print(compare(args.runs))
         return
-    name = "scores.png" if args.scores else "explain.png" if args.explain else "loss.png"
-    if not args.out and (len(args.runs) > 1 or os.path.isfile(args.runs[0])):
-        raise ValueError(f"where should the picture go? Give --out={name}")
-    out = args.out or os.path.join(args.runs[0], name)
-    if args.explain:
-        draw_explanation(args.runs[0], out, read_marks(args.mark))
+    # what to draw; some kinds draw one file or folder, others several in one picture
+    kind = next((name for name in ("scores", "confusion", "explain") if getattr(args, name)), "loss")
+    first, *more = args.runs
+    if more and kind in ("confusion", "explain"):
+        raise ValueError(f"--{kind} draws one at a time: leave out {', '.join(more)}")
+
+    # where to
+    out = args.out
+    if not out and kind == "explain":
+        out = f"{os.path.splitext(first.removesuffix('.gz'))[0]}.png"
+    elif not out:
+        if more or os.path.isfile(first):
+            raise ValueError(f"where should the picture go? Give --out={kind}.png")
+        out = os.path.join(first, f"{kind}.png")
+
+    if kind == "explain":
+        draw_explanation(first, out, read_marks(args.mark))
+    elif kind == "confusion":
+        draw_confusion(first, out)
     else:
-        (draw_scores if args.scores else draw_loss)(args.runs, out)
+        (draw_scores if kind == "scores" else draw_loss)(args.runs, out)
     print(f"wrote {out}")
 
 

@@ -1,5 +1,6 @@
 """A small world for the tests: a prepared folder and a trained model, made once."""
 import os
+import random
 
 import pytest
 import torch
@@ -36,6 +37,10 @@ def small():
     return SMALL
 
 
+LETTERS = [{"task": "letters", "instruction": "Which letter?", "input": "a" * n,
+            "output": "yes" if n % 2 else "no"} for n in range(1, 41)]
+
+
 def merge(*args):
     """Command-line arguments, of which a later one replaces an earlier one of the same key"""
     return list({arg.partition("=")[0]: arg for arg in args}.values())
@@ -49,3 +54,31 @@ def listing(folder):
             with open(os.path.join(parent, name), "rb") as f:
                 found[os.path.join(parent, name)] = f.read()
     return found
+
+
+def write(path, text):
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    path.write_bytes(text.encode())
+    return str(path)
+
+
+def random_dna(n, seed=0):
+    return "".join(random.Random(seed).choices("ACGT", k=n))
+
+
+def fasta(path, records):
+    return write(path, "".join(f">{i}\n{r}\n" for i, r in enumerate(records)))
+
+
+def table(folder, splits):
+    for split, rows in splits.items():
+        write(folder / f"{split}.csv", "sequence,label\n" + "".join(f"{s},{x}\n" for s, x in rows))
+    return str(folder)
+
+
+def some_rows(n, seed=0):
+    return [(random_dna(50, (seed, i).__hash__()), i % 2) for i in range(n)]
+
+
+def record(instruction, input="", output="yes", **more):
+    return {"instruction": instruction, "input": input, "output": output} | more

@@ -19,7 +19,7 @@ from bpe import Tokenizer
 from config import toy as toy_world
 from config.read import read_alpaca, reverse_complement
 from model import GPT, GPTConfig, load_checkpoint
-from prepare import encode_prompts
+from tasks import encode_prompts
 
 ROOT = os.path.dirname(os.path.abspath(sample.__file__))
 BASES = "ACGTTGCAAC" * 6

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 import config
 import instruct
-import prepare
 import train
 from bench import classify, few_shot, kmers, step, vs_padding, vs_transformers
 from bench.classify import Classifier
@@ -20,9 +19,9 @@ from bpe import Tokenizer
 from config.machine import Machine
 from config.read import reverse_complement
 from conftest import SMALL, listing, merge
-from instruct import Row, read_tasks
 from metrics import matthews
 from model import GPT, GPTConfig, load_checkpoint
+from tasks import Row, encode_prompts, encode_rows, read_tasks
 from train import TrainConfig
 
 CPU = Machine(torch.device("cpu"), torch.float32)
@@ -225,7 +224,7 @@ def test_examples_that_do_not_fit_are_dropped():
 
     def length(n):
         r = few_shot.with_examples(DNA[0], examples[:n])
-        return len(prepare.encode_prompts(tok, [(r["instruction"], r["input"])], 10 ** 6)[0][0])
+        return len(encode_prompts(tok, [(r["instruction"], r["input"])], 10 ** 6)[0][0])
 
     for n in range(4):
         kept, = few_shot.drop_examples(DNA[:1], [examples], tok, length(n))
@@ -486,7 +485,7 @@ def test_both_ways_of_scoring_agree(toy):
     model, _ = load_checkpoint(f"{toy}/out/best.pt")
     tok = Tokenizer.load(f"{toy}/out/tokenizer.json")
     records = read_tasks([f"{toy}/data/tasks/tf.test.json"])[:2]
-    rows = instruct.encode_rows(records, tok, 256, 240)
+    rows = encode_rows(records, tok, 256, 240)
     prompts = [row.prompt.tolist() for row in rows]
     choices = [tok.encode(c) + [tok.eot] for c in records[0]["choices"]]
     found = model.log_likelihoods(prompts, choices)[0]

@@ -16,6 +16,7 @@ from bpe import Tokenizer
 from config import read
 from conftest import listing
 from model import GPT, GPTConfig, from_gpt2, load_checkpoint, save_checkpoint, save_gpt2
+from tasks import read_task
 from train import TrainConfig
 
 CASES = int(os.environ.get("FUZZ", 300))
@@ -55,7 +56,7 @@ def fasta(path):
 
 def table(path):
     (task, tables), = read.find_tables(path).items()
-    for records in prepare.read_task(task, tables, 0).values():
+    for records in read_task(task, tables, 0).values():
         for r in records:
             assert set(r["input"]) <= set(read.IUPAC) and r["output"] in r["choices"]
 

@@ -11,100 +11,19 @@ import torch
 
 import instruct
 from bpe import Tokenizer
-from conftest import SMALL, listing, merge
-from instruct import (InstructConfig, Row, collate, encode_rows, epoch_batches, find_files,
-                      other_strand, read_tasks, score, without_leaks)
+from conftest import LETTERS, SMALL, listing, merge
+from instruct import InstructConfig, collate, epoch_batches, score
 from metrics import add_baselines, area_under_curve, judge, matthews, summarize, table, with_means
 from model import GPT, GPTConfig, load_checkpoint
-from prepare import alpaca_prompt, reverse_complement
+from config.read import reverse_complement
+from tasks import Row, alpaca_prompt, encode_rows, max_prompt_len, other_strand
 from test_train import CPU, read_log, same, weights
-
-LETTERS = [{"task": "letters", "instruction": "Which letter?", "input": "a" * n,
-            "output": "yes" if n % 2 else "no"} for n in range(1, 41)]
-
 
 @pytest.fixture(scope="module")
 def tok():
     tok = Tokenizer.train([alpaca_prompt("Which letter?", "a"), "no"] * 5 + ["yes", "no"] * 99, 400)
     assert len(tok.encode("yes")) == len(tok.encode("no")) == 1
     return tok
-
-
-# -- records
-
-GOOD = {"instruction": "Say it.", "output": "It."}
-
-
-def test_task_names(tmp_path):
-    (tmp_path / "x.train.json").write_text(json.dumps([GOOD | {"task": "own"}, GOOD]))
-    (tmp_path / "plain.jsonl").write_text(json.dumps(GOOD))
-    records = read_tasks([str(tmp_path / "*.json"), str(tmp_path / "plain.jsonl")])
-    assert [r["task"] for r in records] == ["own", "x", "plain"]
-
-
-def test_folders_of_tables_are_scored(tmp_path):
-    """As GUE has them: the test rows, or the dev rows, asked in the first template."""
-    for name in ("EMP/H3/train", "EMP/H3/dev", "tf/0/dev", "tf/0/test"):
-        path = tmp_path / "GUE" / f"{name}.csv"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        dna = {"train": "AAA", "dev": "GGG", "test": "TTT"}[path.stem] + "ACGTACGT"
-        path.write_text(f"sequence,label\n{dna},0\n{dna},1\n")
-    records = read_tasks([str(tmp_path / "GUE")])
-    assert [(r["task"], r["input"][:3], r["output"]) for r in records] == [
-        ("EMP_H3", "GGG", "No Mark"), ("EMP_H3", "GGG", "Mark"),
-        ("tf_0", "TTT", "Background Sequences"), ("tf_0", "TTT", "Binding Sites")]
-    with pytest.raises(ValueError, match="GUE: a folder: let prepare.py"):
-        instruct.records_to_tune(InstructConfig(tasks=(str(tmp_path / "GUE"),)), [])
-    os.remove(tmp_path / "GUE" / "EMP" / "H3" / "dev.csv")
-    with pytest.raises(ValueError, match="H3: no test.csv or dev.csv"):
-        read_tasks([str(tmp_path / "GUE")])
-
-
-def test_files_are_found_once(tmp_path):
-    for name in ("a.json", "b.json", "a[1].json"):
-        (tmp_path / name).write_text("[]")
-    a, b, odd = (str(tmp_path / name) for name in ("a.json", "b.json", "a[1].json"))
-    assert find_files([a, f"{tmp_path}/[ab].json", f"{tmp_path}/./a.json", odd]) == \
-        [f"{tmp_path}/./a.json", b, odd]
-    with pytest.raises(FileNotFoundError, match="none.json: no such file: run prepare.py"):
-        find_files([a, f"{tmp_path}/none.json"])
-
-
-def test_scored_rows_are_not_tuned_on(capsys):
-    def record(text):
-        return {"instruction": "Say it.", "input": text, "output": "x"}
-
-    test = [record("AACGTTTG"), record("prose"), {"instruction": "Sing.", "input": "", "output": "x"}]
-    train = [record("CAAACGTT"), record("AACGTTTG"), record("prose"), record("AACGTTTGA"),
-             {"instruction": "Sing.", "input": "", "output": "y"}, {"instruction": "Talk.", "input": "", "output": "y"}]
-    assert without_leaks(train, test) == [train[3], train[5]]
-    assert "4 of 6 rows are in eval_tasks too" in capsys.readouterr().out
-
-
-# -- rows
-
-def test_rows_end_in_end_of_text(tok):
-    row = encode_rows(LETTERS[:1], tok, 200, 190)[0]
-    assert (row.task, row.instruction) == ("letters", "Which letter?")
-    assert tok.decode(row.prompt) == alpaca_prompt("Which letter?", "a")
-    assert tok.decode(row.response[:-1]) == "yes" and row.response[-1] == tok.eot
-
-
-def test_long_inputs_are_cut_never_the_answer(tok, capsys):
-    long = [LETTERS[0] | {"input": "ab c, " * 500, "output": "yes, no"},
-            LETTERS[0] | {"input": "ACGT" * 2500},
-            LETTERS[0] | {"instruction": "Which letter?" * 500, "input": ""},
-            LETTERS[0] | {"output": "yes, " * 40}]
-    rows = encode_rows(LETTERS[:1] + long, tok, 100, 90)
-    for r, row in zip(long[:2], rows[1:3]):
-        assert len(row.prompt) == 90        # whatever its answer
-        kept = tok.decode(row.prompt).split("### Input:\n")[1].split("\n\n### Response:")[0]
-        assert r["input"].startswith(kept) and len(kept) > 20
-        assert tok.decode(row.prompt).endswith("### Response:\n")
-        assert tok.decode(row.response[:-1]) == r["output"]
-    assert rows[3] is rows[4] is None
-    printed = capsys.readouterr().out
-    assert "2 of 5 inputs were cut" in printed and "2 of 5 records do not fit" in printed
 
 
 def row(prompt, response, task="", instruction=""):
@@ -364,7 +283,7 @@ def test_cuts_say_nothing_of_the_answer(tok, length):
     records = [{"task": "t", "instruction": "Which?", "input": "AC" * length, "output": c,
                 "choices": choices} for c in choices]
     model = GPT(GPTConfig(len(tok), 128, 1, 1, 8))
-    max_len = instruct.max_prompt_len(tok, choices, 128)
+    max_len = max_prompt_len(tok, choices, 128)
     short, long = encode_rows(records, tok, 128, max_len)
     assert short.prompt.tolist() == long.prompt.tolist() and len(short.prompt) == max_len
     assert len(long.prompt) + len(long.response) == 128
@@ -455,7 +374,7 @@ def test_only_scoring(toy, tmp_path):
 def test_refusals(toy, tmp_path, plain):
     tasks, asked = plain
     one = tmp_path / "one.jsonl"
-    one.write_text(json.dumps(GOOD))
+    one.write_text(json.dumps({"instruction": "Say it.", "output": "It."}))
     for args, message in [(["--tasks=none/*.json", asked], "none/.*: no such file: run prepare.py"),
                           ([tasks, asked, f"--init_from={tmp_path}"], "no such checkpoint"),
                           ([tasks, asked, "--device=cuda:77"], "no such device"),

@@ -1,4 +1,5 @@
 """results/plot.py: the loss, the scores, the table, and what it says where something is missing."""
+import gzip
 import json
 import os
 import subprocess
@@ -6,7 +7,7 @@ import sys
 
 import pytest
 
-from results.plot import (compare, draw_explanation, draw_loss, draw_scores, main,
+from results.plot import (compare, draw_confusion, draw_explanation, draw_loss, draw_scores, main,
                           read_explanation, read_log, read_marks, read_scores)
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -117,6 +118,27 @@ def test_published_figures_have_the_names_of_the_logs():
     assert DNAHLM.keys() | DNABERT_2.keys() <= read_scores(f"{ROOT}/results/laptop-14m-instruct").keys()
 
 
+def test_confusion(tmp_path, texts):
+    """A matrix per task that has one, its rows the right labels."""
+    a = write_scores(tmp_path / "a", {
+        "splice": {"mcc": 0.5, "labels": ["a", "d", "n"], "confusion": [[7, 1, 0], [2, 5, 3], [0, 0, 9]]},
+        "old": {"mcc": 0.1}, "tf": {"mcc": 0.25, "labels": ["x", "y"], "confusion": [[1234, 0], [0, 0]]}})
+    draw_confusion(a, str(tmp_path / "c.png"))
+    assert (tmp_path / "c.png").read_bytes().startswith(PNG)
+    assert {"splice: MCC 0.500", "tf: MCC 0.250", "1,234", "7", "predicted", "right"} <= texts()
+    assert not [text for text in texts() if "old" in text]
+    from matplotlib import pyplot as plt
+    first = plt.gcf().axes[0]
+    cells = {(round(t.get_position()[1]), round(t.get_position()[0])): t.get_text() for t in first.texts}
+    assert cells[1, 2] == "3" and cells[2, 1] == "0"
+    assert first.images[0].get_array()[1].tolist() == [0.2, 0.5, 0.3]
+    bare = write_scores(tmp_path / "bare", {"old": {"mcc": 0.1}})
+    with pytest.raises(ValueError, match="bare: no confusion matrix in it: score the model again"):
+        draw_confusion(bare, "c.png")
+    run = plot("--confusion", a, bare)
+    assert run.returncode == 1 and run.stderr.startswith("error: --confusion draws one at a time")
+
+
 # -- which bases matter
 
 WHY = ("name\tlabel\tposition\tbase\tA\tC\tG\tT\n"
@@ -140,14 +162,16 @@ def test_explanation(tmp_path, texts):
 def test_explanation_as_a_command(tmp_path):
     pytest.importorskip("matplotlib")
     (tmp_path / "why.tsv").write_text(WHY)
-    run = plot("--explain", "why.tsv", "--out=why.png", "--mark", "TATA box:1-2", cwd=tmp_path)
+    run = plot("--explain", "why.tsv", "--mark", "TATA box:1-2", cwd=tmp_path)
     assert run.stdout == "wrote why.png\n" and run.returncode == 0, run.stderr
+    (tmp_path / "packed.tsv.gz").write_bytes(gzip.compress(WHY.encode()))
+    assert plot("--explain", "packed.tsv.gz", cwd=tmp_path).stdout == "wrote packed.png\n"
 
 
 @pytest.mark.parametrize("text", ["", "name\tlabel\n", "a\tb\n1\t2\n", WHY.replace("-3", "x")])
 def test_wrong_explanations_are_refused(tmp_path, text):
     (tmp_path / "why.tsv").write_text(text)
-    with pytest.raises(ValueError, match="why.tsv: .*sample.py --explain wrote"):
+    with pytest.raises(ValueError, match="why.tsv: (.*sample.py --explain wrote|an empty file)"):
         read_explanation(str(tmp_path / "why.tsv"))
     with pytest.raises(ValueError, match="--mark=box: write NAME:FIRST-LAST"):
         read_marks(["a:b:1-2", "box"])

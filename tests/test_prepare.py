@@ -1,7 +1,6 @@
 """Holding out, token bins, tasks, leaks, what is replaced, and what to run next."""
 import json
 import os
-import random
 import shlex
 import shutil
 from collections import Counter
@@ -10,39 +9,15 @@ import numpy as np
 import pytest
 
 import prepare
+import tasks
 from bpe import Tokenizer
 from config.read import read_alpaca, reverse_complement
-from conftest import listing, merge
-from prepare import (PrepareConfig, alpaca_parts, alpaca_prompt, documents, encode_prompts,
-                     find_leaks, fold, is_scored, overlapping, reservoir_sample)
-
-
-def write(path, text):
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    path.write_bytes(text.encode())
-    return str(path)
-
-
-def random_dna(n, seed=0):
-    return "".join(random.Random(seed).choices("ACGT", k=n))
-
-
-def fasta(path, records):
-    return write(path, "".join(f">{i}\n{r}\n" for i, r in enumerate(records)))
-
-
-def table(folder, splits):
-    for split, rows in splits.items():
-        write(folder / f"{split}.csv", "sequence,label\n" + "".join(f"{s},{x}\n" for s, x in rows))
-    return str(folder)
-
-
-def some_rows(n, seed=0):
-    return [(random_dna(50, (seed, i).__hash__()), i % 2) for i in range(n)]
+from conftest import fasta, listing, merge, random_dna, record, some_rows, table, write
+from prepare import PrepareConfig, documents, reservoir_sample
 
 
 def read_tasks(*paths, **keys):
-    return prepare.read_tasks(PrepareConfig(tasks=tuple(map(str, paths)), **keys))
+    return prepare.collect_tasks(PrepareConfig(tasks=tuple(map(str, paths)), **keys))
 
 
 def documents_of(data_dir):
@@ -183,35 +158,7 @@ def test_text_that_only_repeats(tmp_path):
         prepare.main([f"--english={path}", f"--data_dir={tmp_path}/data", "--val_fraction=0.2"])
 
 
-# -- the prompt
-
-@pytest.fixture(scope="module")
-def tok():
-    prompts = [alpaca_prompt("Find the gene in it."), alpaca_prompt("Find it.", "ACGTACGTACGT")]
-    return Tokenizer.train(prompts * 3, 400)
-
-
-def test_alpaca_prompt():
-    assert alpaca_prompt("Say it.") == (
-        "Below is an instruction that describes a task. Write a response that appropriately "
-        "completes the request.\n\n### Instruction:\nSay it.\n\n### Response:\n")
-    assert alpaca_prompt("Say it.", "ACGT") == (
-        "Below is an instruction that describes a task, paired with an input that provides further "
-        "context. Write a response that appropriately completes the request.\n\n### Instruction:\n"
-        "Say it.\n\n### Input:\nACGT\n\n### Response:\n")
-
-
-def test_dna_is_broken_in_its_middle(tok):
-    dna = random_dna(400)
-    assert fold(dna) == dna[:200] + "\n" + dna[200:]
-    assert fold("ACGTACGTACGTACGTA") == "ACGTACGT\nACGTACGTA"
-    for text in ("", "ACGTACGTACGTACG", "Is ACGTACGTACGTACGT a promoter?", dna.lower()):
-        assert fold(text) == text
-    assert "\n" + dna[200:] + "\n\n### Response" in alpaca_prompt("Splice?", dna)
-    (ids,), _ = encode_prompts(tok, [("Splice?", dna)], 10 ** 6)
-    left, right = tok.encode(dna[:200]), tok.encode(dna[200:])
-    assert str(left + tok.encode("\n") + right)[1:-1] in str(ids.tolist())
-
+# -- tasks
 
 def test_tasks_as_text(tmp_path):
     """The training sequences, each once, are documents; those of scored rows are not."""
@@ -226,23 +173,6 @@ def test_tasks_as_text(tmp_path):
     assert sorted(os.listdir(tmp_path / "data" / "tasks")) == [
         ".prepared", "sequences.fa", "task.dev.json", "task.train.json"]
 
-
-def test_encode_prompts(tok):
-    """Whole prompts have the ids of their text; a cut one lacks the end of its input."""
-    asked = [("Say it.", ""), ("Find it.", "ACGT" * 30), ("Find it.", "Some prose, CAT and NNACGTACGTA."),
-             ("Say what {braces} are.", " spaces \n")]
-    prompts, n_cut = encode_prompts(tok, asked, 10 ** 6)
-    assert n_cut == 0
-    assert [p.tolist() for p in prompts] == [tok.encode(alpaca_prompt(*a)) for a in asked]
-    before, after = (tok.encode(part) for part in alpaca_parts("Find it.", True))
-    (cut, short), n_cut = encode_prompts(tok, asked[:2][::-1], len(before) + len(after) + 3)
-    assert cut.tolist() == before + tok.encode("ACGT" * 30)[:3] + after and n_cut == 1
-    assert short.tolist() == tok.encode(alpaca_prompt("Say it."))
-    assert encode_prompts(tok, asked[1:2], len(before) + len(after) - 1) == ([None], 0)
-    assert encode_prompts(tok, [], 10) == ([], 0)
-
-
-# -- tasks
 
 def test_gue_tasks(tmp_path):
     a, b, c, d, e, f = (random_dna(70, seed) for seed in range(6))
@@ -280,21 +210,21 @@ def test_templates(tmp_path):
     files = read_tasks(path, seed=3)
     asked = {name: Counter(r["instruction"] for r in records) for name, records in files.items()}
     train, dev = asked["prom_300_all.train.json"], asked["prom_300_all.dev.json"]
-    assert len(train) == len(prepare.TEMPLATES) == 4 and min(train.values()) > 10
+    assert len(train) == len(tasks.TEMPLATES) == 4 and min(train.values()) > 10
     paper = ("Determine promoter detection of following dna sequence, The result will be one of the "
              "following: Non-promoter, promoter.")
     assert list(dev) == [paper] and paper in train
-    assert prepare.HELD_OUT_TEMPLATE not in prepare.TEMPLATES
+    assert tasks.HELD_OUT_TEMPLATE not in tasks.TEMPLATES
     assert read_tasks(path, seed=3) == files
 
 
 @pytest.mark.parametrize("folder,name,what,words,either_strand", [
-    ("GUE/prom/prom_300_tata", "prom_300_tata", "promoter detection", prepare.PROMOTER, False),
-    ("prom_core_all", "prom_core_all", "core promoter detection", prepare.PROMOTER, False),
+    ("GUE/prom/prom_300_tata", "prom_300_tata", "promoter detection", tasks.PROMOTER, False),
+    ("prom_core_all", "prom_core_all", "core promoter detection", tasks.PROMOTER, False),
     ("GUE/mouse/2", "mouse_2", "mouse transcription factor 2 binding site detection",
-     prepare.FACTOR, True),
+     tasks.FACTOR, True),
     ("GUE/EMP/H3K4me1", "EMP_H3K4me1", "H3K4me1 histone mark detection", ["No Mark", "Mark"], True),
-    ("GUE/virus/covid", "virus_covid", "virus variant detection", prepare.VARIANTS, False),
+    ("GUE/virus/covid", "virus_covid", "virus variant detection", tasks.VARIANTS, False),
     # names that only resemble GUE's are no GUE tasks
     ("mine/scores", "scores", "scores", ["0", "1"], False),
     ("mine/conservation_score", "conservation_score", "conservation score", ["0", "1"], False),
@@ -313,7 +243,7 @@ def test_task_names(tmp_path, folder, name, what, words, either_strand):
     assert records[0]["task"] == name and records[0]["choices"] == words
     assert [r["output"] for r in records] == words[:2] * 5
     assert all(any(r["instruction"] == t.format(what=what, choices=", ".join(words))
-                   for t in prepare.TEMPLATES) for r in records)
+                   for t in tasks.TEMPLATES) for r in records)
     assert all(r.get("either_strand", False) == either_strand for r in records)
 
 
@@ -373,62 +303,6 @@ def test_two_tasks_of_one_name(tmp_path):
 
 
 # -- leaks
-
-@pytest.mark.parametrize("seed", range(5))
-def test_overlapping_equals_brute_force(seed):
-    """Sequences cut from a short genome, so that many overlap, some of them with N."""
-    rng = np.random.default_rng(seed)
-    genome = "".join(rng.choice(list("ACGTN"), p=[.25, .24, .25, .25, .01], size=400))
-
-    def cut(n):
-        for start, length, strand in zip(rng.integers(380, size=n), rng.integers(20, 80, size=n),
-                                         rng.integers(2, size=n)):
-            piece = genome[start:start + length]
-            if len(piece) >= 20:
-                yield reverse_complement(piece) if strand else piece
-
-    train, scored = list(cut(150)), list(cut(30))
-    expected = {i for i, t in enumerate(train) if any(
-        t in h or t in reverse_complement(h) or h in t or reverse_complement(h) in t
-        for h in scored)}
-    assert overlapping(train, scored) == expected and 10 < len(expected) < 140
-    assert overlapping(train, []) == overlapping([], scored) == set()
-
-
-def record(instruction, input="", output="yes", **more):
-    return {"instruction": instruction, "input": input, "output": output} | more
-
-
-def test_leaks_of_alpaca_records():
-    a, b, c = (random_dna(60, seed) for seed in range(3))
-    scored = [record("Is it?", a), record("Count to 3."), record("Which?", "ACGTAC", task="x"),
-              record("What is he?", "A tall man.", task="talk"), record("Hello", task="talk")]
-    train = {
-        "the same DNA": (record("Is this?", a), True),
-        "on the other strand": (record("Is it?", reverse_complement(a)), True),
-        "inside": (record("Is it?", a[5:40]), True),
-        "around": (record("Is it?", b + a + c), True),
-        "as a few-shot example": (record("Is it?", f"{a}: yes\n{b}: no\n{c}"), True),
-        "in the instruction": (record(f"Is {a.lower()} a gene?"), True),
-        "other DNA": (record("Is it?", b), False),
-        "the same question": (record("Count to 3.", output="1 2 3"), True),
-        "another question": (record("Count to 4."), False),
-        "the same question, another input": (record("Is it?", "A tall man."), False),
-        "short DNA in another prompt": (record("What?", "ACGTAC", task="x"), True),
-        "short DNA of another task": (record("What?", "ACGTAC", task="y"), False),
-        "the same text, another question": (record("Who?", "A tall man.", task="talk"), False),
-        "no input": (record("Good bye", task="talk"), False)}
-    found = find_leaks([r for r, _ in train.values()], scored)
-    assert [name for i, name in enumerate(train) if i in found] == \
-        [name for name, (_, leaks) in train.items() if leaks]
-
-
-def test_what_is_scored():
-    names = {"x.dev.json": True, "x.test.json": True, "test.json": True, "dev.json": True,
-             "x.dev.reworded.json": True, "x.train.json": False, "latest.json": False,
-             "contest.json": False, "alpaca.json": False, "x.val.json": True}
-    assert {name: is_scored(name) for name in names} == names
-
 
 def test_overlapping_rows_are_left_out_of_training(tmp_path, capsys):
     """The scored rows of one task count for the others too."""

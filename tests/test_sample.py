@@ -15,7 +15,7 @@ import torch
 
 import sample
 from bpe import Tokenizer
-from prepare import fold
+from tasks import fold
 from sample import find_question, parse_message
 
 ROOT = os.path.dirname(os.path.abspath(sample.__file__))

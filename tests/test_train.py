@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import record
 import train
 from model import GPT, GPTConfig, load_checkpoint
 from conftest import SMALL, listing, merge
@@ -201,8 +202,8 @@ def test_resumed_equals_uninterrupted(toy, tmp_path):
         raise RuntimeError("out of power")
 
     with pytest.MonkeyPatch.context() as patch:     # the third checkpoint is never written
-        real = train.save_checkpoint
-        patch.setattr(train, "save_checkpoint", lambda path, *a, **k:
+        real = record.save_checkpoint
+        patch.setattr(record, "save_checkpoint", lambda path, *a, **k:
                       dies() if k["step"] == 12 else real(path, *a, **k))
         with pytest.raises(RuntimeError, match="out of power"):
             run(toy, tmp_path / "parts", *args)
