@@ -50,6 +50,7 @@ def read_records(lines, path):
         elif not line.startswith(";"):
             require(found, f"{where}: not FASTA: a record begins with > and its name")
             found[-1][1].append(clean_dna(line, where))
+    require(found, f"{path}: no records")
     return [(name, "".join(parts)) for name, parts in found]
 
 
@@ -232,7 +233,8 @@ def predict(model, tok, path, question, output):
 # Which bases a label depends on
 
 def mutation_effects(model, tok, question, sequence):
-    """In-silico mutagenesis: each base that the model reads is replaced by the three others.
+    """In-silico mutagenesis: each base that the prompt holds is replaced by the three others. (Of a
+    sequence that is cut, the other strand's prompt holds the other end, whose bases are not tried.)
     -> the likeliest choice; its log-odds; what becomes of them with A, C, G or T at each position,
     as the difference, (L, 4)"""
     # the sequence itself, then its mutants
@@ -259,8 +261,8 @@ COLOURS = {"#": "1;34", ":": "36", "+": "33"}       # bold blue, cyan, yellow
 
 
 def marks(means):
-    """(L,) -> a mark per base: # replacing it costs at least half as much as where it costs most,
-    : a fifth; + replacing it favours the label as much"""
+    """(L,) -> a mark per base, on the scale of the largest mean change, up or down: # replacing it
+    lowers the log-odds by at least half of that, : by a fifth; + raises them by a fifth"""
     most = np.abs(means).max(initial=1e-9)
     return "".join("#" if x <= -0.5 else ":" if x <= -0.2 else "+" if x >= 0.2 else " "
                    for x in means / most)

@@ -5,9 +5,9 @@ Instruction tuning: one model, many tasks, and a score for each.
     python instruct.py config/laptop.toml --leave_out='mouse_1,EMP_*' --out_dir=out/left-out
     python instruct.py --init_from=out/laptop-instruct --epochs=0 --eval_tasks='my/*.json'
 
-The last one only scores. A row is a prompt, the response and <|endoftext|>; the loss is on the
-latter two, so that the model learns to answer and then to stop. out_dir gets what train.py
-writes, and scores.json.
+The last one only scores, and writes scores.json (or scores-2.json, ...) in init_from. A row is a
+prompt, the response and <|endoftext|>; the loss is on the latter two, so that the model learns to
+answer and then to stop. out_dir gets what train.py writes, and scores.json.
 
 Shapes: B batch, T time (tokens), P tokens of the shared prefix.
 """
@@ -56,7 +56,8 @@ class InstructConfig(RunConfig):
     both_strands: bool = False      # tune on both strands, and score by the mean of both, where the
                                     # answer is the same
     mixed: bool = False             # mix instructions in a batch, for a GPU: few shapes, no prefix
-    scores: str = ""                # file to write the scores to, if not scores.json in out_dir
+    scores: str = ""                # file for the scores, if not scores.json in out_dir (or, where
+                                    # epochs=0, in init_from)
     compile: str = "no"             # auto, yes, no: torch.compile; row lengths vary
 
 
@@ -82,7 +83,7 @@ def epoch_batches(rows, batch_size, balance, seed, mixed=False):
     # shuffled before they are sorted, so that ties are in random order; by the prompt's length, as
     # that of the response would sort by label
     drawn = sorted(rng.permutation(drawn).tolist(), key=lambda i: (
-        not mixed and rows[i].instruction, len(rows[i].prompt)))
+        "" if mixed else rows[i].instruction, len(rows[i].prompt)))
     batches = [drawn[i:i + batch_size] for i in range(0, len(drawn), batch_size)]
     return [batches[i] for i in rng.permutation(len(batches))]
 
@@ -94,9 +95,9 @@ def collate(rows, prompt_loss=False, mixed=False):
     """Rows -> the arguments of GPT.forward():
 
     idx (B, T), without the prefix; padded on the right
-    targets (N,), the tokens of the responses: what should follow the N tokens of idx before them
+    targets (N,), the ids of the responses
     prefix (P,), that all prompts share; none if `mixed`
-    at (N,), where in idx.flatten() those N tokens are
+    at (N,), the positions in idx.flatten() that predict them
 
     With prompt_loss, idx (B, T) and targets (B, T) alone: the prompts have targets too, and only the
     padding's are -1.
@@ -140,6 +141,7 @@ def answer(model, tok, records, max_len, cfg, machine, bar):
     for choices, group in itertools.groupby(order, key=lambda i: candidates(records[i])):
         group = list(group)
         ids = [c.tolist() + [tok.eot] for c in tok.encode_batch(choices)]
+        # without gradients, there is memory for four times as many rows
         for start in range(0, len(group), 4 * cfg.batch_size):
             batch = group[start:start + 4 * cfg.batch_size]
             prompts = [rows[i].prompt.tolist() for i in batch]
@@ -201,8 +203,8 @@ def score(model, tok, records, max_len, cfg, machine):
 # Tuning
 
 def hold_out(records, cfg):
-    """-> (validation records, training records), to the latter of which reverse complements are
-    added only now, so that none of a held-out record is among them"""
+    """-> (validation records, training records). Reverse complements are added to the training
+    records only after the split, so that none is of a held-out record."""
     order = np.random.default_rng(cfg.seed).permutation(len(records))
     n_val = max(1, int(len(records) * cfg.val_fraction))
     val, train = [records[i] for i in order[:n_val]], [records[i] for i in order[n_val:]]
@@ -343,7 +345,7 @@ def main(argv):
         while not tuning and not cfg.scores and os.path.exists(path):   # keep the earlier ones
             path, n = os.path.join(out_dir, f"scores-{n}.json"), n + 1
         config.write_json(path, result)
-        given = "" if out_dir == "out/toy-instruct" else f" --out_dir={out_dir}"
+        given = "" if out_dir == InstructConfig.out_dir else f" --out_dir={out_dir}"
         print(f"\n{table(result)}\n\nwrote {out_dir if tuning and not cfg.scores else path}; next: "
               f"python sample.py{given}, with --chat to talk to it")
     machine.close()

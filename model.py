@@ -32,6 +32,7 @@ class GPTConfig:
     n_head: int = 12            # attention heads per block
     n_embd: int = 768           # channels
     dropout: float = 0.0        # share of activations zeroed in training
+    kmer: int = 0               # length of k-mers that have embeddings; 0: none, plain GPT-2
 
 
 # ----------------------------------------------------------------------------------------------
@@ -119,6 +120,60 @@ class Block(nn.Module):
         return x
 
 
+class KmerEmbedding(nn.Module):
+    """An embedding for each k-mer of DNA; a token is given the sum over the k-mers that end in it.
+
+    BPE cuts the same motif in many ways, by what stands beside it, and each way would have to be
+    learned by itself. A k-mer is the same wherever tokens begin and end. They begin at zero.
+    """
+    LONGEST = 16        # bases of a token; of a longer one the last 16 are read
+
+    def __init__(self, config):
+        super().__init__()
+        self.k = config.kmer
+        self.weight = nn.Parameter(torch.zeros(4 ** self.k + 1, config.n_embd))     # the last: none
+        # of each token: its number of bases (0: no DNA), and the number in base 4 that its first 1,
+        # 2, ... bases are
+        self.register_buffer("length", torch.zeros(config.vocab_size, dtype=torch.long))
+        self.register_buffer("code", torch.zeros(config.vocab_size, self.LONGEST, dtype=torch.long))
+
+    def read_vocab(self, vocab):
+        """vocab: {token: id}. Until it has been read, no token is DNA."""
+        for token, i in vocab.items():
+            bases = token[-self.LONGEST:]
+            if token and set(token) <= set("ACGT"):
+                self.length[i] = len(bases)
+                for j in range(len(bases)):
+                    self.code[i, j] = int(bases[:j + 1].translate(str.maketrans("ACGT", "0123")), 4)
+
+    def forward(self, idx, before):
+        """
+        idx: (B, T) token ids
+        before: (B, k - 1) the ids before them, -1 where there are none
+        -> (B, T, C)
+        """
+        # the bases before each token, as a number: of the token before it, of the one before that,
+        # and so on, as long as they are DNA
+        ids, T = torch.cat([before, idx], dim=1), idx.size(1)
+        length = self.length[ids] * (ids >= 0)                                      # (B, k - 1 + T)
+        code = self.code[ids, length - 1] % 4 ** (self.k - 1)
+        known = past = torch.zeros_like(idx)                                        # (B, T)
+        is_dna = torch.ones_like(idx, dtype=torch.bool)
+        for back in range(1, self.k):
+            here = slice(self.k - 1 - back, self.k - 1 - back + T)
+            is_dna = is_dna & (length[:, here] > 0)
+            past = past + is_dna * code[:, here] * 4 ** known
+            known = known + is_dna * length[:, here]
+
+        # the k-mer that ends at each base of each token
+        j = torch.arange(1, self.LONGEST + 1, device=idx.device)
+        kmers = ((past % 4 ** (self.k - 1))[..., None] * 4 ** j + self.code[idx]) % 4 ** self.k
+        there = (j <= self.length[idx][..., None]) & (known[..., None] + j >= self.k)
+        kmers = kmers.masked_fill(~there, 4 ** self.k)                              # (B, T, LONGEST)
+        x = F.embedding_bag(kmers.flatten(0, 1), self.weight, mode="sum", padding_idx=4 ** self.k)
+        return x.view(*idx.shape, -1)
+
+
 class GPT(nn.Module):
 
     def __init__(self, config):
@@ -133,6 +188,8 @@ class GPT(nn.Module):
             h=nn.ModuleList(Block(config, layer) for layer in range(config.n_layer)),
             ln_f=nn.LayerNorm(config.n_embd),
         ))
+        if config.kmer:
+            self.transformer.kmers = KmerEmbedding(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.lm_head.weight = self.transformer.wte.weight           # tied
         self._init_weights()
@@ -142,7 +199,7 @@ class GPT(nn.Module):
         its variance does not grow with the number of blocks (two additions in each)."""
         residual_std = 0.02 / math.sqrt(2 * self.config.n_layer)
         for name, p in self.named_parameters():
-            if p.dim() == 2:
+            if p.dim() == 2 and "kmers" not in name:
                 nn.init.normal_(p, std=residual_std if name.endswith("c_proj.weight") else 0.02)
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
@@ -152,9 +209,11 @@ class GPT(nn.Module):
         return self.lm_head.weight.device
 
     def num_params(self):
-        """Number of parameters, the tied LM head counted once, position embeddings left out (they
-        take part in no matrix product)."""
-        return sum(p.numel() for p in self.parameters()) - self.transformer.wpe.weight.numel()
+        """Number of parameters, the tied LM head counted once, embeddings of positions and k-mers left
+        out (they take part in no matrix product)."""
+        looked_up = [name for name in ("wpe", "kmers") if name in self.transformer]
+        return sum(p.numel() for p in self.parameters()) \
+            - sum(self.transformer[name].weight.numel() for name in looked_up)
 
     def flops_per_token(self, T):
         """FLOPs to train on one token in rows of T tokens: 6 per parameter, plus 12 L C T for
@@ -162,12 +221,15 @@ class GPT(nn.Module):
         c = self.config
         return 6 * self.num_params() + 12 * c.n_layer * c.n_embd * T
 
-    def embed(self, idx, position):
-        """-> (B, T, C), where there is autocast in its dtype, in which everything that the blocks add
-        is: so the sum takes half the memory and its traffic"""
+    def embed(self, idx, position, cache=None):
+        """-> (B, T, C). Under autocast it is in the autocast dtype, as is all that the blocks add to
+        it: half the memory, and half the traffic"""
         # padding has a position beyond the context; what is looked up for it does not matter
-        position = position.clamp(max=self.config.block_size - 1)
-        x = self.transformer.wte(idx) + self.transformer.wpe(position)
+        positions = self.transformer.wpe(position.clamp(max=self.config.block_size - 1))
+        x = self.transformer.wte(idx) + positions
+        if self.config.kmer:
+            before = (cache or Cache()).before(idx, position, self.config.kmer - 1)
+            x = x + self.transformer.kmers(idx, before)
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         return F.dropout(x, self.config.dropout, self.training)
@@ -186,7 +248,7 @@ class GPT(nn.Module):
         if position is None:
             position = torch.arange(P, P + T, device=idx.device)[None]
         mask = None if cache is None else cache.mask(position)
-        x = self.embed(idx, position)
+        x = self.embed(idx, position, cache)
         for block in self.transformer.h:
             x = block(x, mask, cache)
         return self.transformer.ln_f(x)
@@ -196,11 +258,11 @@ class GPT(nn.Module):
         idx: (B, T) token ids
         targets: (B, T) the id that should follow each token, -1 where there is nothing to learn
         prefix: (P,) tokens that all rows begin with, without a loss; they are computed only once
-        at: (N,) which tokens of idx.flatten() have a target, and targets is (N,); the LM head is
-            computed only there. Given, because to count them would be to wait for the GPU
+        at: (N,) the positions in idx.flatten() that have a target; then targets is (N,), and the LM
+            head is computed only there. (To find them here would be to wait for the GPU.)
 
-        -> logits (B, T, V) and None; with targets None and the loss, their mean in nats, because
-        compiled, returned logits would get a gradient, zeros as large as they are
+        -> without targets the logits (B, T, V), and None; with targets None, and the mean loss in
+        nats. (Logits that a compiled model returns get a gradient too: zeros of their size.)
         """
         cache = None
         if prefix is not None and len(prefix):
@@ -305,6 +367,7 @@ class Cache:
     def __init__(self):
         self.layers = {}            # layer -> (keys, values), each (B or 1, H, S, D)
         self.position = None        # (B or 1, S)
+        self.ids = None             # of the last few tokens, (B or 1, n)
         self.frozen = False
 
     @property
@@ -321,6 +384,17 @@ class Cache:
         if not self.frozen:
             self.position = keys
         return keys[:, None, None, :] <= position[:, None, :, None]
+
+    def before(self, idx, position, n):
+        """Append the ids (B, T) of new tokens -> the n ids before them (B, n), -1 where there are
+        none. Padding is passed over."""
+        before = idx.new_full((1, n), -1) if self.ids is None else self.ids
+        before = before.expand(len(idx), -1)
+        if not self.frozen:
+            size = (position != self.PADDING).sum(dim=1, keepdim=True)              # (B or 1, 1)
+            last = (size + torch.arange(n, device=idx.device)).expand(len(idx), -1)
+            self.ids = torch.cat([before, idx], dim=1).gather(1, last)
+        return before
 
     def extend(self, layer, k, v):
         """Append the k, v (B, H, T, D) of a layer's new tokens -> all of its k, v (B, H, S, D)"""
@@ -427,7 +501,7 @@ def from_gpt2(folder, dropout=0.0):
             raise ValueError(f"n_inner is {c['n_inner']}, not four times n_embd")
         model = GPT(GPTConfig(vocab_size=c["vocab_size"], block_size=c["n_positions"],
                               n_layer=c["n_layer"], n_head=c["n_head"], n_embd=c["n_embd"],
-                              dropout=dropout))
+                              dropout=dropout, kmer=c.get("kmer", 0)))
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise ValueError(f"{path}: not the config of a plain GPT-2 ({e})") from None
 
@@ -443,6 +517,9 @@ def from_gpt2(folder, dropout=0.0):
                 raise ValueError(f"{path}: {name} is {tuple(tensor.shape)}, not {tuple(p.shape)} as "
                                  "config.json says")
             p.copy_(tensor)
+    if model.config.kmer:
+        with open(os.path.join(folder, "tokenizer.json"), encoding="utf-8") as f:
+            model.transformer.kmers.read_vocab(json.load(f)["model"]["vocab"])
     return model
 
 
@@ -457,7 +534,9 @@ def save_gpt2(model, tok, folder, dtype=torch.float32):
             n_positions=c.block_size, n_ctx=c.block_size, n_embd=c.n_embd, n_layer=c.n_layer,
             n_head=c.n_head, activation_function="gelu_new", layer_norm_epsilon=1e-5,
             resid_pdrop=c.dropout, embd_pdrop=c.dropout, attn_pdrop=c.dropout,
-            bos_token_id=tok.eot, eos_token_id=tok.eot, tie_word_embeddings=True),
+            bos_token_id=tok.eot, eos_token_id=tok.eot, tie_word_embeddings=True,
+            # a key that `transformers` does not know: there the model would be another one
+            **({"kmer": c.kmer} if c.kmer else {})),
         # without it, AutoTokenizer would split by the pattern of OpenAI's GPT-2
         "tokenizer_config.json": dict(
             tokenizer_class="PreTrainedTokenizerFast", model_max_length=c.block_size,

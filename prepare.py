@@ -126,6 +126,7 @@ def train_tokenizer(cfg, held_out, tasks):
     for name in sorted(tasks):
         if not is_scored(name):
             prompts = (alpaca_prompt(r["instruction"]) + r["output"] for r in tasks[name])
+            # little of each task: its prompts are few and repeat
             sample += reservoir_sample(prompts, cfg.tokenizer_mb * 1e6 / 100, rng)
     return Tokenizer.train(sample, cfg.vocab_size, cfg.split)
 
@@ -195,7 +196,7 @@ def write_text(cfg, tasks, folder):
     # the tokenizer
     tok = Tokenizer.load(cfg.tokenizer) if cfg.tokenizer else train_tokenizer(cfg, held_out, tasks)
     require(tok.eot is not None, f"{cfg.tokenizer}: no <|endoftext|>, which separates documents")
-    for name, records in tasks.items() if cfg.tokenizer else ():
+    for name, records in tasks.items() if cfg.tokenizer else ():     # it may lack letters
         letters = set().union(*(r["instruction"] + r["input"] + r["output"] for r in records))
         letters = "".join(sorted(letters))
         check_lossless(tok, letters, tok.encode(letters), name)
@@ -245,9 +246,6 @@ def collect_tasks(cfg):
     return files
 
 
-MARK = ".prepared"      # a file in tasks/, to know it by: the next run replaces the whole folder
-
-
 def write_records(path, records):
     """Write Alpaca records as a JSON array, one per line, atomically."""
     with open(f"{path}.tmp", "w", encoding="utf-8") as f:
@@ -265,6 +263,9 @@ def write_sequences(tasks, path):
         f.writelines(f">{i}\n{dna}\n" for i, dna in enumerate(found))
 
 
+MARK = ".prepared"      # an empty file in tasks/: prepare.py wrote that folder, and may replace it
+
+
 def write_tasks(tasks, folder):
     os.makedirs(folder)
     open(f"{folder}/{MARK}", "w").close()
@@ -280,7 +281,7 @@ def check(cfg):
     # arguments
     require(cfg.data_dir, "data_dir is empty: name a folder to write to")
     require(cfg.val_fraction <= 0.5, f"val_fraction={cfg.val_fraction} is more than 0.5")
-    Tokenizer.train([], cfg.vocab_size, cfg.split)
+    Tokenizer.train([], cfg.vocab_size, cfg.split)     # refuses a bad vocab_size or split
     if cfg.tokenizer:
         Tokenizer.load(cfg.tokenizer)
     seen = set()

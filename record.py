@@ -19,7 +19,7 @@ from model import load_checkpoint, save_checkpoint
 
 
 # ----------------------------------------------------------------------------------------------
-# The folder
+# Starting a run, or resuming it
 
 def open_out_dir(cfg, machine, tokenizer):
     """Make out_dir a complete model folder: config and tokenizer beside the checkpoints to come.
@@ -34,8 +34,9 @@ def open_out_dir(cfg, machine, tokenizer):
     machine.barrier()           # all have looked, before one changes it
     if machine.is_main:
         os.makedirs(cfg.out_dir, exist_ok=True)
-        if os.path.exists(path) and not cfg.resume:     # of a finished run, which begins anew
-            os.remove(path)
+        for name in ("last.pt", "best.pt") if not cfg.resume else ():    # of a finished run
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(os.path.join(cfg.out_dir, name))
         config.write_json(os.path.join(cfg.out_dir, "config.json"), asdict(cfg))
         target = os.path.join(cfg.out_dir, "tokenizer.json")
         shutil.copyfile(tokenizer, f"{target}.tmp")
@@ -49,8 +50,9 @@ MAY_CHANGE = ("max_steps epochs eval_interval log_interval device dtype compile 
 
 
 def resume_from(cfg, machine, extra):
-    """-> (model, checkpoint) of out_dir's last.pt. ValueError if it was trained with other settings or
-    on other data; extra: as in fit(), the fingerprints of the data among it"""
+    """-> (model, checkpoint) of out_dir's last.pt. ValueError if it was trained with other settings
+    or on other data. extra: what every checkpoint holds besides; of it, NAME_sha256 are fingerprints
+    of the data and of the tokenizer, which must be the same"""
     path = os.path.join(cfg.out_dir, "last.pt")
     model, state = load_checkpoint(path, machine.device, cfg.dropout)
     for key, value in asdict(cfg).items():
@@ -71,8 +73,8 @@ def resume_from(cfg, machine, extra):
 # The log and the checkpoints
 
 class Record:
-    """What a run leaves behind: log.jsonl, checkpoints, a progress bar. Every process counts, only the
-    main one writes."""
+    """Writes log.jsonl, checkpoints and a progress bar. Every process counts tokens, only the main
+    one writes. extra, resumed, flops_per_step: as in train.fit()"""
 
     def __init__(self, model, cfg, machine, extra, resumed, flops_per_step):
         self.model, self.cfg, self.machine, self.extra = model, cfg, machine, extra
@@ -153,6 +155,9 @@ def trim_log(path, step):
         f.writelines(kept)
     os.replace(f"{path}.tmp", path)
 
+
+# ----------------------------------------------------------------------------------------------
+# Ctrl-C
 
 @contextlib.contextmanager
 def deferred_signals(machine):

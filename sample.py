@@ -68,7 +68,8 @@ class SampleConfig:
     seed: int = 1337                # of the draws
 
 
-FILE_USES = "predict", "explain", "compare", "score", "embed"     # functions of analyze.py
+# Functions of analyze.py, of (model, tok, file, question, output); the last two ask no question.
+FILE_USES = "predict", "explain", "compare", "score", "embed"
 
 
 class Session(NamedTuple):
@@ -138,8 +139,8 @@ def answer(s, instruction, input, show_prompt=False):
 # ----------------------------------------------------------------------------------------------
 # Chat
 
-DNA_RUN = re.compile(r"\b[ACGTUN]{12,}\b", re.IGNORECASE)     # in a line of words
-LAST_LINE = re.compile(r"[\d\sACGTUN]+", re.IGNORECASE)       # of a sequence, if short
+DNA_RUN = re.compile(r"\b[ACGTUN]{12,}\b", re.IGNORECASE)     # no English word has so many
+LAST_LINE = re.compile(r"[\d\sACGTUN]+", re.IGNORECASE)       # of a sequence, too short for is_dna
 
 
 def is_dna(line):

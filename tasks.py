@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from config.read import (IUPAC, check_labels, find_tables, read_alpaca, read_table, read_task_json,
-                         require, reverse_complement)
+from config.read import (IUPAC, SHORTEST, check_labels, find_tables, read_alpaca, read_table,
+                         read_task_json, require, reverse_complement)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -48,12 +48,8 @@ TEMPLATES = [
     "What does {what} say of the sequence below? The possible answers are {choices}.",
     "Here is some DNA. Do {what}, and choose from {choices}.",
 ]
+# A wording that no training row has; bench/few_shot.py --reworded scores with it.
 HELD_OUT_TEMPLATE = "I need {what} for a piece of DNA; tell me which it is: {choices}."
-
-
-def is_scored(name):
-    """Whether a file's rows are scored, never tuned on: x.dev.json, x.test.json, test.json, ..."""
-    return re.search(r"(^|\.)(dev|val|valid|test)\.", name) is not None
 
 
 def describe(path, file, labels):
@@ -116,6 +112,11 @@ def read_task(path, tables, seed):
 # ----------------------------------------------------------------------------------------------
 # Training rows must not give scored rows away
 
+def is_scored(name):
+    """Whether a file's rows are scored, never tuned on: x.dev.json, x.test.json, test.json, ..."""
+    return re.search(r"(^|\.)(dev|val|valid|test)\.", name) is not None
+
+
 OVERLAP = 20        # bases; a shorter sequence occurs in others by chance
 
 
@@ -143,8 +144,9 @@ def find_leaks(train, scored):
     """Lists of Alpaca records -> indices of the training records that ask what a scored one asks:
     the same text, or DNA that overlaps"""
     def question(r):        # DNA too short to search for is compared as a whole
-        is_dna = re.fullmatch(f"[{IUPAC}]+", r["input"])
-        return r.get("task") if is_dna else r["instruction"], r["input"]
+        if not re.fullmatch(f"[{IUPAC}]+", r["input"]):
+            return r["instruction"], r["input"]
+        return r.get("task"), min(r["input"], reverse_complement(r["input"]))
 
     def sequences(r):
         return re.findall(f"[{IUPAC}]{{{OVERLAP},}}", f"{r['instruction']}\n{r['input']}".upper())
@@ -155,8 +157,23 @@ def find_leaks(train, scored):
     return {owners[i][0] for i in found} | {i for i, r in enumerate(train) if question(r) in asked}
 
 
+def without_leaks(train, test):
+    """-> the training records whose input, on either strand, is in no test record. A quick check of
+    equal texts, as eval_tasks may be files that prepare.py did not see; in its own it has looked for
+    overlaps."""
+    def question(r):
+        return r["input"] or r["instruction"]
+
+    scored = {question(r) for r in test}
+    scored |= {reverse_complement(r["input"]) for r in test if r["input"]}
+    kept = [r for r in train if question(r) not in scored]
+    if len(kept) < len(train):
+        print(f"{len(train) - len(kept):,} of {len(train):,} rows are in eval_tasks too: left out")
+    return kept
+
+
 # ----------------------------------------------------------------------------------------------
-# Records
+# Instructions, read back for tuning and scoring
 
 def find_files(patterns):
     """-> paths of the files that the patterns (or plain paths) match, each once"""
@@ -200,19 +217,6 @@ def other_strand(records):
             for r in records if r.get("either_strand")]
 
 
-def without_leaks(train, test):
-    """-> the training records that do not ask what a test record asks, on either strand"""
-    def question(r):
-        return r["input"] or r["instruction"]
-
-    scored = {question(r) for r in test}
-    scored |= {reverse_complement(r["input"]) for r in test if r["input"]}
-    kept = [r for r in train if question(r) not in scored]
-    if len(kept) < len(train):
-        print(f"{len(train) - len(kept):,} of {len(train):,} rows are in eval_tasks too: left out")
-    return kept
-
-
 # ----------------------------------------------------------------------------------------------
 # Prompts and rows
 
@@ -231,11 +235,12 @@ def alpaca_parts(instruction, has_input):
 
 
 def fold(input):
-    """DNA of 16 bases or more is written on two lines, broken in its middle, as a token never spans
-    lines: whatever stands in the middle (the site to judge, where transcription starts) begins a
-    token, next to the same mark in every prompt. Other text stays as it is."""
+    """DNA of 16 bases or more (on each side 8, the shortest run that is DNA to the tokenizer) is
+    written on two lines, broken in its middle. With every split but "none" no token spans lines, so
+    what stands in the middle (the site to judge, where transcription starts) begins a token. Other
+    text stays as it is."""
     half = len(input) // 2
-    is_dna = re.fullmatch(f"[{IUPAC}]{{16,}}", input)
+    is_dna = re.fullmatch(f"[{IUPAC}]{{{2 * SHORTEST},}}", input)
     return f"{input[:half]}\n{input[half:]}" if is_dna else input
 
 
@@ -245,10 +250,11 @@ def alpaca_prompt(instruction, input=""):
 
 
 def encode_prompts(tok, asked, max_len):
-    """asked: list of (instruction, input). A prompt is three lists of ids (before the input, the
-    input, after it), so that cutting the end of an input is a slice.
-    -> (array of ids per prompt, at most max_len of them, None where not even the instruction fits;
-    how many inputs were cut)"""
+    """list of (instruction, input) -> (an array of ids per prompt, how many inputs were cut)
+
+    A prompt of more than max_len ids loses the end of its input; it is None where not even the
+    instruction fits. The texts before the input, the input, and the text after it are encoded apart,
+    so that the cut is a slice."""
     # instructions repeat: each is encoded once
     parts = {(instruction, bool(input)): alpaca_parts(instruction, bool(input))
              for instruction, input in asked}

@@ -1,5 +1,6 @@
 """
-Pretraining: data order, optimizer, schedule, evaluation, checkpoints, several GPUs.
+Pretraining: data order, optimizer, schedule, evaluation, several GPUs. (record.py has what a run
+writes.)
 
     python train.py                                           # the toy world, after prepare.py
     python train.py config/laptop.toml --max_steps=500
@@ -63,6 +64,7 @@ class TrainConfig(RunConfig):
     n_head: int = 4                 # attention heads per block
     n_embd: int = 128               # channels
     block_size: int = 160           # context length, in tokens
+    kmer: int = 0                   # length of k-mers that have embeddings, as 6; 0: none, plain GPT-2
 
 
 # ----------------------------------------------------------------------------------------------
@@ -138,7 +140,7 @@ def total_nats(model, ids, cfg, machine, eot):
         # one shape throughout: the last windows are padded with targets of -1
         found = ids[first * T:(first + rows) * T + 1].astype(np.int64)
         part = np.pad(found, (0, rows * T + 1 - len(found)), constant_values=-1)
-        idx, targets = (torch.from_numpy(ids).view(rows, T) for ids in (part[:-1], part[1:]))
+        idx, targets = (torch.from_numpy(x).view(rows, T) for x in (part[:-1], part[1:]))
         targets = targets.masked_fill(targets == eot, -1)
 
         # the model gives the mean over the targets
@@ -150,7 +152,7 @@ def total_nats(model, ids, cfg, machine, eot):
 
 
 # ----------------------------------------------------------------------------------------------
-# Optimizer
+# Optimizer and schedule
 
 def make_optimizers(model, cfg, machine):
     """-> a list of optimizers. With optimizer=muon, Muon has the matrices of the blocks; AdamW has
@@ -202,6 +204,7 @@ class Muon(torch.optim.Optimizer):
         for shape, members in updates.items():
             params, parts = zip(*members)
             orthogonal = orthogonalize(torch.cat(parts)).split([len(part) for part in parts])
+            # an orthogonal matrix has an RMS of 1 / sqrt(its longer side): bring it to 0.2
             scale = 0.2 * math.sqrt(max(shape))
             for p, update in zip(params, orthogonal):
                 p.mul_(1 - group["lr"] * group["weight_decay"])
@@ -260,9 +263,11 @@ def fit(model, cfg, machine, batches, evaluate, extra, resumed=None, flops_per_s
 
             # forward and backward, one micro-batch at a time; dropout depends on the seed and the
             # step alone, so that a resumed run draws the same
+            # (the prime keeps seeds and steps apart)
             torch.manual_seed((cfg.seed * 1_000_003 + step) * machine.world + machine.rank)
             loss, micro_batches = 0.0, batches(step)
             for i, batch in enumerate(micro_batches):
+                # gradients are averaged over processes with the last one; otherwise this says nothing
                 ddp_model.require_backward_grad_sync = i == len(micro_batches) - 1
                 with machine.autocast():
                     part = ddp_model(*machine.to_device(batch))[1] / len(micro_batches)
@@ -308,6 +313,7 @@ def wrap_model(model, cfg, machine, flops):
 
 
 # ----------------------------------------------------------------------------------------------
+# The run
 
 def next_arguments(cfg, argv):
     """-> what to give instruct.py to tune this model on the tasks of its own data folder"""
@@ -338,7 +344,9 @@ def main(argv):
     else:
         model = GPT(GPTConfig(vocab_size=meta["vocab_size"], block_size=cfg.block_size,
                               n_layer=cfg.n_layer, n_head=cfg.n_head, n_embd=cfg.n_embd,
-                              dropout=cfg.dropout)).to(machine.device)
+                              dropout=cfg.dropout, kmer=cfg.kmer)).to(machine.device)
+        if cfg.kmer:
+            model.transformer.kmers.read_vocab(tok.vocab)
     open_out_dir(cfg, machine, os.path.join(cfg.data_dir, "tokenizer.json"))
     rows_per_step = cfg.batch_size * cfg.gradient_accumulation_steps
 

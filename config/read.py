@@ -2,7 +2,8 @@
 Read what users have: text, DNA, task tables, Alpaca records.
 
 Nothing is misread in silence: what cannot be read for certain is a ValueError that names the file,
-the line, and what is wrong. prepare.py reads all its input here; sample.py, what it is asked.
+the line, and what is wrong. prepare.py and tasks.py read all their input here; sample.py, what it
+is asked.
 """
 import bz2
 import csv

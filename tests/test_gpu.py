@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,14 +62,14 @@ class Meta(Machine):
         return contextlib.nullcontext()
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("optimizer, kmer", [("muon", 0), ("adamw", 0), ("muon", 3)])
 @pytest.mark.parametrize("name", BATCHES)
-def test_a_step_never_waits_for_the_device(name, optimizer, monkeypatch):
+def test_a_step_never_waits_for_the_device(name, optimizer, kmer, monkeypatch):
     """Tensors of the device meta have no data: reading a number off one (item, tolist) or asking how
     many are not zero raises, and so would whatever makes a program wait for its GPU."""
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: False)       # meta has none
     machine, cfg = Meta(torch.device("meta"), torch.float32), TrainConfig(optimizer=optimizer)
-    model = GPT(SMALL).to("meta")
+    model = GPT(replace(SMALL, kmer=kmer)).to("meta")
     optimizers = train.make_optimizers(model, cfg, machine)
     for _ in range(2):
         forward_backward(model, [BATCHES[name]] * 2, machine)
@@ -89,11 +90,12 @@ def test_scoring_waits_only_for_its_results(monkeypatch):
 
 # -- one graph, few compilations
 
+@pytest.mark.parametrize("kmer", [0, 3])
 @pytest.mark.parametrize("name", BATCHES)
-def test_a_step_is_one_graph(name):
+def test_a_step_is_one_graph(name, kmer):
     torch._dynamo.reset()
     with torch.autocast("cpu", torch.bfloat16):
-        found = torch._dynamo.explain(GPT(SMALL))(*BATCHES[name])
+        found = torch._dynamo.explain(GPT(replace(SMALL, kmer=kmer)))(*BATCHES[name])
     assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
 
 

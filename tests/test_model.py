@@ -2,6 +2,7 @@
 import json
 import math
 import os
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -28,6 +29,96 @@ def gpt():
 
 def tokens(*shape):
     return torch.randint(61, shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def kmer_gpt():
+    """A network with 3-mers, whose tokens 1 to 9 are DNA, from one to twenty bases long, and its
+    vocabulary"""
+    torch.manual_seed(0)
+    vocab = {token: i for i, token in enumerate(
+        "x A C G T AC GT TTA ACGTA CATGCATTCAGGCATACCAT CAT.".split())}
+    gpt = GPT(GPTConfig(**asdict(SMALL) | {"kmer": 3}))
+    gpt.transformer.kmers.read_vocab(vocab)
+    with torch.no_grad():
+        gpt.transformer.kmers.weight[:-1].normal_()
+    return gpt.eval(), vocab
+
+
+# -- k-mers
+
+def test_a_token_gets_the_kmers_that_end_in_it(kmer_gpt):
+    """Wherever tokens begin and end; not across what is no DNA; of a long token the last 16 bases"""
+    gpt, vocab = kmer_gpt
+    kmers, names = gpt.transformer.kmers, list(vocab)
+    ids = torch.randint(11, (4, 30), generator=torch.Generator().manual_seed(3))
+    found = kmers(ids, torch.full((4, 2), -1))
+    for row, x in zip(ids.tolist(), found):
+        text = ""
+        for i, value in zip(row, x):
+            expected = torch.zeros(SMALL.n_embd)
+            is_dna = set(names[i]) <= set("ACGT")
+            for base in names[i][-16:] if is_dna else "":
+                text += base
+                if len(text) >= 3:
+                    expected += kmers.weight[int(text[-3:].translate(str.maketrans("ACGT", "0123")), 4)]
+            text = text if is_dna else ""
+            torch.testing.assert_close(value, expected)
+    # the ids before count too
+    torch.testing.assert_close(kmers(ids[:, 2:], ids[:, :2])[:, 2:], found[:, 4:])
+
+
+def test_kmers_begin_at_nothing():
+    """A new network with k-mers is the plain one of the same seed, until it is trained."""
+    torch.manual_seed(0)
+    plain = GPT(SMALL)
+    torch.manual_seed(0)
+    other = GPT(GPTConfig(**asdict(SMALL) | {"kmer": 3}))
+    other.transformer.kmers.read_vocab({"ACGT": 5, "CC": 6})
+    idx = torch.tensor([[5, 6, 5, 1, 5]])
+    assert torch.equal(plain(idx)[0], other(idx)[0])
+    assert other.num_params() == plain.num_params()
+    other(idx, idx)[1].backward()
+    # ACGT CC ACGT: the 3-mers ACG, CGT, GTC, TCC, CCA, CAC
+    grad = other.transformer.kmers.weight.grad.abs().sum(dim=1)
+    assert grad.nonzero()[:, 0].tolist() == [0 * 16 + 6, 17, 20, 27, 45, 53]
+
+
+def test_kmers_on_a_cache(kmer_gpt):
+    """Rows of different lengths, a shared prefix, DNA that goes on over its edge: all as one row"""
+    gpt = kmer_gpt[0]
+    ids = torch.randint(1, 10, (40,), generator=torch.Generator().manual_seed(4)).tolist()
+    whole = gpt(torch.tensor([ids[:30]]))[0]
+    cache = Cache()
+    parts = [gpt.hidden(torch.tensor([part]), cache=cache) for part in (ids[:11], ids[11:12], ids[12:30])]
+    torch.testing.assert_close(gpt.lm_head(torch.cat(parts, dim=1)), whole)
+
+    prompts, choices = [ids[:9], ids[:14], ids[:3] + ids[20:24]], [[5, 6, 0], ids[3:6]]
+    for prompt, row in zip(prompts, gpt.log_likelihoods(prompts, choices)[0]):
+        for choice, nats in zip(choices, row):
+            log_p = gpt(torch.tensor([prompt + choice]))[0][0, len(prompt) - 1:-1].log_softmax(-1)
+            assert nats.item() == pytest.approx(log_p.gather(1, torch.tensor(choice)[:, None]).sum().item(), abs=1e-4)
+
+    idx, targets = torch.tensor([ids[5:15], ids[25:35]]), torch.tensor([ids[6:16], ids[26:36]])
+    prefix = torch.tensor(ids[:5])
+    rows = torch.cat([prefix.expand(2, -1), idx], dim=1)
+    masked = torch.cat([torch.full((2, 5), -1), targets], dim=1)
+    torch.testing.assert_close(gpt(idx, targets, prefix)[1], gpt(rows, masked)[1])
+    assert list(gpt.generate(ids[:6], 20, temperature=0)) == list(gpt.generate(ids[:6], 20, top_k=1))
+
+
+def test_kmers_in_files(kmer_gpt, tmp_path):
+    tok = Tokenizer.train(["ACGTACGTAACCGGTT" * 9, "a cat"], 300)
+    gpt = GPT(GPTConfig(len(tok), 32, 1, 1, 8, kmer=4))
+    gpt.transformer.kmers.read_vocab(tok.vocab)
+    with torch.no_grad():
+        gpt.transformer.kmers.weight[:-1].normal_()
+    idx = torch.tensor([tok.encode("a cat ACGTACGTAACCGGTTACGT")])
+    save_gpt2(gpt, tok, tmp_path / "packed")
+    save_checkpoint(str(tmp_path / "best.pt"), gpt)
+    for folder in (tmp_path / "packed", tmp_path):
+        found, _ = load_model(str(folder))
+        assert found.config.kmer == 4 and torch.equal(found(idx)[0], gpt(idx)[0])
 
 
 # -- exactness
