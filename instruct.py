@@ -238,8 +238,27 @@ def plan_batches(rows, cfg, machine, collate):
     return cfg, batches
 
 
+def held_out_loss(model, rows, to_batch, cfg, machine):
+    """-> nats per token of the responses, over all processes: the mean over tasks, as in the scores,
+    so that a task of many rows does not choose best.pt alone"""
+    losses = []
+    for members in rows.values():
+        nats, count = 0.0, 0
+        batches = epoch_batches(members, cfg.batch_size, 0.0, 0, cfg.mixed)
+        for batch in batches[machine.rank::machine.world]:
+            batch = machine.to_device(to_batch([members[i] for i in batch]))
+            n = (batch[1] != -1).sum().item()
+            with machine.autocast():
+                nats += model(*batch)[1].item() * n
+            count += n
+        nats, count = machine.sum(nats, count)
+        losses.append(nats / count)
+    return float(np.mean(losses))
+
+
 def tune(model, tok, records, max_len, cfg, machine, extra):
     """Tune `model` on records, some of which are held out -> the best model by their loss"""
+    # rows, to tune on and held out
     block_size = model.config.block_size
     require(not cfg.mixed or block_size % SHAPES == 0,
             f"mixed batches are padded to multiples of {SHAPES} tokens, of which {cfg.init_from} "
@@ -248,33 +267,22 @@ def tune(model, tok, records, max_len, cfg, machine, extra):
                   for part in hold_out(records, cfg))
     require(val and train,
             f"{', '.join(cfg.tasks)}: {len(records)} rows are too few to tune on")
-
-    to_batch = functools.partial(collate, prompt_loss=cfg.prompt_loss, mixed=cfg.mixed)
-    cfg, batches = plan_batches(train, cfg, machine, to_batch)
+    val_rows = {task: [row for row in val if row.task == task]
+                for task in sorted({row.task for row in val})}
     if machine.is_main:
         mean = np.mean([len(row.prompt) + len(row.response) for row in train])
         print(f"{len(train):,} rows of {len({row.task for row in train})} tasks, {mean:.0f} tokens "
               "each")
 
-    val_rows = defaultdict(list)
-    for row in sorted(val, key=lambda row: row.task):
-        val_rows[row.task].append(row)
+    # batches and their loss
+    to_batch = functools.partial(collate, prompt_loss=cfg.prompt_loss, mixed=cfg.mixed)
+    cfg, batches = plan_batches(train, cfg, machine, to_batch)
 
     def evaluate():
-        # the mean over tasks, as in the scores: one of many rows must not choose best.pt alone
-        losses = []
-        for rows in val_rows.values():
-            nats, count = 0.0, 0
-            for batch in epoch_batches(rows, cfg.batch_size, 0.0, 0)[machine.rank::machine.world]:
-                batch = machine.to_device(to_batch([rows[i] for i in batch]))
-                targets = (batch[1] != -1).sum().item()
-                with machine.autocast():
-                    nats += model(*batch)[1].item() * targets
-                count += targets
-            nats, count = machine.sum(nats, count)
-            losses.append(nats / count)
-        return {"val_loss": float(np.mean(losses)), "bits_per_base": None, "bits_per_byte": None}
+        return {"val_loss": held_out_loss(model, val_rows, to_batch, cfg, machine),
+                "bits_per_base": None, "bits_per_byte": None}    # the keys of train.py's log
 
+    # train, from the start or from where a run was stopped
     model, resumed = resume_from(cfg, machine, extra) if cfg.resume else (model, None)
     open_out_dir(cfg, machine, os.path.join(cfg.init_from, "tokenizer.json"))
     fit(model, cfg, machine, batches, evaluate, extra, resumed)
