@@ -49,14 +49,19 @@ def kmer_roots(sequences):
     for i in range(K):
         words = 4 * words + digits[i:i + len(words)]
 
-    # count equal words of the same row
     row = np.repeat(np.arange(len(sequences)), [len(s) + K for s in sequences])[:len(words)]
-    cells, counts = np.unique((row * 4 ** K + words)[words >= 0], return_counts=True)
-    per_row = np.bincount(cells // 4 ** K, minlength=len(sequences))
+    return count_roots(row[words >= 0], words[words >= 0], (len(sequences), 4 ** K))
+
+
+def count_roots(row, column, shape):
+    """The rows and columns of things, (n,) each -> sparse matrix of that shape, in each cell the
+    square root of how many there are"""
+    n_rows, n_columns = shape
+    cells, counts = np.unique(row * n_columns + column, return_counts=True)
+    per_row = np.bincount(cells // n_columns, minlength=n_rows)
     with warnings.catch_warnings(action="ignore"):      # torch calls this layout a beta
-        return torch.sparse_csr_tensor(np.append(0, per_row.cumsum()), cells % 4 ** K,
-                                       np.sqrt(counts, dtype=np.float32),
-                                       (len(sequences), 4 ** K))
+        return torch.sparse_csr_tensor(np.append(0, per_row.cumsum()), cells % n_columns,
+                                       np.sqrt(counts, dtype=np.float32), shape)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -65,7 +70,7 @@ def kmer_roots(sequences):
 def fit(x, y, n_labels, decay):
     """Multinomial logistic regression, by L-BFGS.
 
-    x: sparse (N, 4096); y: labels (N,); decay: of the weights -> weight (4096, n_labels), bias
+    x: sparse (N, F); y: labels (N,); decay: of the weights -> weight (F, n_labels), bias
     """
     weight, bias = torch.zeros(x.size(1), n_labels), torch.zeros(n_labels)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=40, line_search_fn="strong_wolfe")
@@ -86,8 +91,9 @@ def predict(x, weight, bias):
     return (x @ weight + bias).argmax(dim=1)
 
 
-def score_task(train, test):
-    """Fit on the training records of a task -> its scores on the test records"""
+def score_task(train, test, features=kmer_roots):
+    """Fit on the training records of a task -> its scores on the test records. features: a function
+    from a list of sequences to a sparse matrix, a row each"""
     labels = sorted({c for r in test for c in r["choices"]})
     y, true = (torch.tensor([labels.index(r["output"]) for r in records])
                for records in (train, test))
@@ -95,15 +101,15 @@ def score_task(train, test):
     # choose the weight decay on a tenth of the training records
     order = np.random.default_rng(0).permutation(len(train))
     held_out, rest = order[:len(train) // 10 + 1], order[len(train) // 10 + 1:]
-    x, x_held_out = (kmer_roots([train[i]["input"] for i in part]) for part in (rest, held_out))
+    x, x_held_out = (features([train[i]["input"] for i in part]) for part in (rest, held_out))
     right = {}
     for decay in DECAYS:
         predicted = predict(x_held_out, *fit(x, y[rest], len(labels), decay))
         right[decay] = (predicted == y[held_out]).sum().item()
 
     # then fit on all of them
-    x = kmer_roots([r["input"] for r in train])
-    predicted = predict(kmer_roots([r["input"] for r in test]),
+    x = features([r["input"] for r in train])
+    predicted = predict(features([r["input"] for r in test]),
                         *fit(x, y, len(labels), max(right, key=right.get)))
     return score_labels(true.tolist(), predicted.tolist(), len(labels))
 

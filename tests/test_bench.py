@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import config
 import instruct
 import train
-from bench import classify, few_shot, kmers, step, vs_padding, vs_transformers
+from bench import bags, classify, few_shot, kmers, step, vs_padding, vs_transformers
 from bench.classify import Classifier
 from bpe import Tokenizer
 from config.machine import Machine
@@ -21,7 +21,7 @@ from config.read import reverse_complement
 from conftest import SMALL, listing, merge
 from metrics import matthews
 from model import GPT, GPTConfig, load_checkpoint
-from tasks import Row, encode_prompts, encode_rows, read_tasks
+from tasks import Row, encode_prompts, encode_rows, fold, read_tasks
 from train import TrainConfig
 
 CPU = Machine(torch.device("cpu"), torch.float32)
@@ -111,6 +111,21 @@ def test_kmers_find_a_motif():
     scores = kmers.score_task(records[:500], records[500:])
     assert scores["n"] == 100 and scores["accuracy"] > 0.95 and scores["majority"] == 0.5
     assert scores["mcc_interval"][0] <= scores["mcc"] <= scores["mcc_interval"][1]
+
+
+def test_bags_of_tokens(toy, tasks, capsys):
+    """Counts of the ids of a prompt's DNA; the 6-mers are those of the baseline."""
+    tok = Tokenizer.load(f"{toy}/data/tokenizer.json")
+    dna = "ACGTTGCAACGGTTAACGGTACGTTGCA"
+    row = bags.token_roots([dna, "ACGTACGTACGTACGT"], tok).to_dense()[0]
+    assert row.square().round().int().tolist() == np.bincount(tok.encode(fold(dna)), minlength=len(tok)).tolist()
+    bags.main([str(tasks), f"{toy}/data/tokenizer.json", "--pattern=splice"])
+    head, task, mean = capsys.readouterr().out.splitlines()
+    assert head.split() == ["MCC", "6-mers", f"{len(tok)}", "ids"]
+    records = [read_tasks([f"{tasks}/splice.{split}.json"]) for split in ("train", "test")]
+    assert task.split()[1] == f"{kmers.score_task(*records)['mcc']:.3f}" == mean.split()[1]
+    with pytest.raises(ValueError, match="give the tasks folder"):
+        bags.main([str(tasks), f"{toy}/data/tokenizer.json", "--pattern=none"])
 
 
 def test_kmers_are_cached(tasks, monkeypatch, capsys):
