@@ -371,20 +371,22 @@ class Corpus:
 
     head, tail: (cells,) the two arrays; empty: their value where there is no token
     length: (empty + 1,) bytes of each token
-    weights: (cells,) how often the piece around each cell occurs
+    weights: how often the piece around each cell occurs; the last entry, 1, serves all cells after it
     heap: of (-count, code, positions) of pairs; code = left * base + right
+    lost: {code: by how much the count of a pair in the heap has fallen}
 
-    A pair's count only ever falls, as a merge makes no pairs but those of the new token. So the
-    heap may hold old counts: the pair on top is counted again, and goes back if it has fallen.
-    And pairs below `floor` need not be in the heap: when the others are used up, the floor is
-    lowered, and the pairs, by then far fewer, are read from the text again.
+    A pair's count only ever falls, as a merge makes no pairs but those of the new token. So what
+    was pushed with an old count comes up too early, and goes back with the new one. And pairs below
+    `floor` need not be in the heap: when the others are used up, the floor is lowered, and the
+    pairs, by then far fewer, are read from the text again.
     """
 
     def __init__(self, counts, vocab_size):
         byte_id = np.array([FIRST_IDS[name] for name in BYTE_NAME])
         self.empty, self.base = vocab_size, vocab_size + 1
-        self.head, self.tail, edges = lay_out(list(counts), byte_id, self.empty)
-        self.heap, self.floor = [], len(self.head)
+        pieces = sorted(counts, key=counts.get, reverse=True)
+        self.head, self.tail, edges = lay_out(pieces, byte_id, self.empty)
+        self.heap, self.lost, self.floor = [], {}, max(2, len(self.head) // 2)
 
         # For sorting, code and position share 64 bits.
         self.bits = len(self.head).bit_length()
@@ -392,33 +394,38 @@ class Corpus:
             raise ValueError(f"{len(self.head)} bytes are too many for a vocabulary of "
                              f"{vocab_size}: train the tokenizer on a smaller sample")
 
-        # Weigh the first cell, then each piece and the cell after it.
+        # Weigh the first cell, then each piece and the cell after it. Pieces that occur once come
+        # last: one weight serves them all.
         self.length = np.ones(self.base, dtype=np.int64)
-        weights = np.array([0, *counts.values()])
-        weights = weights.astype(np.min_scalar_type(weights.max()))
-        self.weights = np.repeat(weights, np.diff(edges, prepend=-1))
+        repeated = sum(n > 1 for n in counts.values())
+        weights = np.array([0, *(counts[piece] for piece in pieces[:repeated])])
+        self.weights = np.append(np.repeat(weights, np.diff(edges[:repeated + 1], prepend=-1)), 1)
 
     def most_frequent(self):
         """-> one (left, right, count, sorted positions) after another, each to be merged before
         the next is asked for; ties to the smaller ids"""
         while self.floor > 1:
-            self.floor = max(1, self.floor // 4)
+            self.floor = max(1, self.floor // 8)
             self.push(np.flatnonzero(self.head != self.empty))
             while self.heap:
+                count, code, at = heapq.heappop(self.heap)
+                fallen = self.lost.pop(code)
+                if fallen:              # it goes back, further down
+                    if -count - fallen >= self.floor:
+                        self.lost[code] = 0
+                        heapq.heappush(self.heap, (count + fallen, code, at))
+                    continue
+
                 # Keep the positions where the pair still occurs. (Tokens only ever grow: two
                 # that are where they once were have been there all along.)
-                _, code, at = heapq.heappop(self.heap)
                 left, right = divmod(code, self.base)
                 at = at.take(np.flatnonzero(self.head.take(at) == left))
                 at = at.take(np.flatnonzero(self.head.take(at + self.length[left]) == right))
-                pair = -int(self.weights.take(at).sum()), code, at
-                if self.heap and self.heap[0] < pair:
-                    heapq.heappush(self.heap, pair)
-                elif -pair[0] >= self.floor:
-                    yield left, right, -pair[0], at
+                yield left, right, -count, at
 
     def push(self, keys):
-        """keys: (n,) positions, overwritten. Push the frequent pairs that start there."""
+        """keys: (n,) positions, overwritten. Push the frequent pairs that start there.
+        -> codes and counts of all of them"""
         # Write the codes into the high bits; where there is no pair, -1.
         for start in range(0, len(keys), BLOCK):
             at = keys[start:start + BLOCK]
@@ -435,12 +442,14 @@ class Corpus:
         starts = np.flatnonzero(np.append(True, codes[1:] != codes[:-1])[:len(codes)])
         stops = np.append(starts[1:], len(keys))
         codes = codes.take(starts)
-        counts = np.add.reduceat(self.weights.take(keys), starts, dtype=np.int64)
+        counts = np.add.reduceat(self.weights.take(keys, mode="clip"), starts)
 
         kept = np.flatnonzero(counts >= self.floor)
         columns = (column.take(kept).tolist() for column in (codes, counts, starts, stops))
         for code, count, start, stop in zip(*columns):
             heapq.heappush(self.heap, (-count, code, keys[start:stop]))
+            self.lost[code] = 0
+        return codes, counts
 
     def merge(self, left, right, new, at):
         """Write the token `new` over the pair (left, right) at the sorted positions `at`."""
@@ -456,7 +465,15 @@ class Corpus:
         # The new pairs start at the new tokens, and at other tokens before them.
         x = self.tail.take(at - 1)
         before = at - self.length.take(x)
-        self.push(np.append(at, before[x != new]))
+        codes, counts = self.push(np.append(at, before[x != new]))
+
+        # (x, new) has replaced as many of (x, left), and (new, y) of (right, y).
+        first, second = np.divmod(codes, self.base)
+        replaced = np.where(first == new, right, first) * self.base \
+            + np.where(second == new, left, second)
+        for code, count in zip(replaced.tolist(), counts.tolist()):
+            if code in self.lost:
+                self.lost[code] += count
 
 
 # ------------------------------------------------------------------------------------------------

@@ -479,7 +479,8 @@ def load_model(folder, device="cpu", dropout=0.0):
 # GPT-2 files, in the layout of the `transformers` library. Not needed to understand the network.
 
 # What these keys of a config.json must say, where present, for the network to be the one above.
-PLAIN_GPT2 = {"model_type": ("gpt2",), "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+PLAIN_GPT2 = {"model_type": ("gpt2", "gpt2-kmers"),
+              "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
               "layer_norm_epsilon": (1e-5,), "scale_attn_weights": (True,),
               "scale_attn_by_inverse_layer_idx": (False,), "tie_word_embeddings": (True,),
               "add_cross_attention": (False,)}
@@ -524,19 +525,18 @@ def from_gpt2(folder, dropout=0.0):
 
 
 def save_gpt2(model, tok, folder, dtype=torch.float32):
-    """Write a folder that `transformers` loads: weights as float32 or in another `dtype`, config, and
-    the tokenizer `tok`."""
+    """Write weights as float32 or in another `dtype`, config, and the tokenizer `tok` to a folder.
+    `transformers` loads it, but refuses a model with k-mers, which would be another one there."""
     os.makedirs(folder, exist_ok=True)
     c = model.config
     files = {
         "config.json": dict(
-            model_type="gpt2", architectures=["GPT2LMHeadModel"], vocab_size=c.vocab_size,
+            model_type="gpt2-kmers" if c.kmer else "gpt2", architectures=["GPT2LMHeadModel"],
+            vocab_size=c.vocab_size,
             n_positions=c.block_size, n_ctx=c.block_size, n_embd=c.n_embd, n_layer=c.n_layer,
             n_head=c.n_head, activation_function="gelu_new", layer_norm_epsilon=1e-5,
             resid_pdrop=c.dropout, embd_pdrop=c.dropout, attn_pdrop=c.dropout,
-            bos_token_id=tok.eot, eos_token_id=tok.eot, tie_word_embeddings=True,
-            # a key that `transformers` does not know: there the model would be another one
-            **({"kmer": c.kmer} if c.kmer else {})),
+            bos_token_id=tok.eot, eos_token_id=tok.eot, tie_word_embeddings=True, kmer=c.kmer),
         # without it, AutoTokenizer would split by the pattern of OpenAI's GPT-2
         "tokenizer_config.json": dict(
             tokenizer_class="PreTrainedTokenizerFast", model_max_length=c.block_size,

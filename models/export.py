@@ -9,7 +9,6 @@ tuned model also questions.json, what it was tuned on; and scores.json, if it ha
 """
 import os
 import shutil
-import sys
 
 import torch
 

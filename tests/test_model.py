@@ -119,6 +119,9 @@ def test_kmers_in_files(kmer_gpt, tmp_path):
     for folder in (tmp_path / "packed", tmp_path):
         found, _ = load_model(str(folder))
         assert found.config.kmer == 4 and torch.equal(found(idx)[0], gpt(idx)[0])
+    transformers = pytest.importorskip("transformers")
+    with pytest.raises(ValueError, match="gpt2-kmers"):     # rather than to load another model
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "packed")
 
 
 # -- exactness
