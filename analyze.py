@@ -121,11 +121,16 @@ class Question(NamedTuple):
 def find_question(instruction, questions):
     """-> which of the questions that the model was tuned on an instruction asks, in the same words
     or by naming all its choices; None if it asks none of them"""
-    def names(choice):
-        return re.search(rf"(?<!\w){re.escape(choice)}(?!\w)", instruction)
+    def names_all(choices):
+        text = instruction
+        for choice in sorted(choices, key=len, reverse=True):   # "No Mark" does not name "Mark"
+            text, n = re.subn(rf"(?<!\w){re.escape(choice)}(?!\w)", "|", text)
+            if not n:
+                return False
+        return True
 
     same = [q for q in questions if q["instruction"] == instruction]
-    named = [q for q in questions if all(map(names, q["choices"]))]
+    named = [q for q in questions if names_all(q["choices"])]
     return max(same or named, key=lambda q: len(q["choices"]), default=None)
 
 
@@ -184,7 +189,8 @@ def batches(items, what):
     """-> lists of indices of items of similar length. Those whose lengths are within 16 stay in
     their order: neighbours, such as mutants of a sequence, may have a long prefix in common."""
     order = sorted(range(len(items)), key=lambda i: len(items[i]) // 16)
-    with tqdm(total=len(items), desc=what, unit=" rows", disable=None) as bar:
+    few = len(items) <= BATCH       # done before a bar is read
+    with tqdm(total=len(items), desc=what, unit=" rows", disable=few or None) as bar:
         for start in range(0, len(items), BATCH):
             batch = order[start:start + BATCH]
             yield batch
@@ -199,9 +205,9 @@ def log_probabilities(model, tok, question, sequences, what):
     if question.either_strand:
         asked += map(reverse_complement, sequences)
     prompts, n_cut = encode_inputs(tok, question.instruction, asked, question.max_len)
-    if n_cut:
-        print(f"{n_cut:,} of {len(asked):,} inputs were cut at their end, to fit into "
-              f"{question.max_len} tokens", file=sys.stderr)
+    if n_cut:       # each strand was counted
+        print(f"{n_cut * len(sequences) // len(asked):,} of {len(sequences):,} sequences were cut at "
+              f"their end, to fit into {question.max_len} tokens", file=sys.stderr)
 
     # their answers
     choices = [ids.tolist() + [tok.eot] for ids in tok.encode_batch(question.choices)]
@@ -284,6 +290,8 @@ def explain(model, tok, path, question, output):
     """Show which bases the label of each sequence depends on, and write the changes. `path` may be
     a sequence."""
     # a file, or a sequence
+    require(os.path.exists(path) or path == "-" or not path.isalpha() or len(path) >= SHORTEST,
+            f"{path}: neither a file nor DNA of {SHORTEST} bases or more")
     is_dna = not os.path.exists(path) and re.fullmatch(f"[{IUPAC}U]{{{SHORTEST},}}", path.upper())
     found = [("sequence", clean_dna(path, "explain"))] if is_dna else read_sequences(path)
 
@@ -347,6 +355,10 @@ def read_pairs(paths):
     ref, alt = files if len(files) == 2 else (files[0][::2], files[0][1::2])
     require(len(ref) == len(alt), f"{', '.join(paths)}: {len(ref)} reference and {len(alt)} "
             "alternative sequences: give as many of each")
+    if len(files) == 2 and {name for name, _ in ref} == {name for name, _ in alt}:
+        same = sum(a == b for (a, _), (b, _) in zip(ref, alt))
+        require(same == len(ref), f"{', '.join(paths)}: the same names in a different order: sort "
+                "them, as the first of one is compared with the first of the other")
     return ref, alt
 
 

@@ -27,7 +27,8 @@ import torch
 
 import analyze
 import config
-from analyze import GUESS, encode_inputs, find_question, make_question, what_was_read
+from analyze import (GUESS, Question, encode_inputs, find_question, log_probabilities,
+                     make_question, what_was_read)
 from bpe import Tokenizer
 from config.machine import find_device
 from config.read import clean_dna, clean_input, require
@@ -104,12 +105,13 @@ def write(model, tok, ids, cfg, generator):
     return text
 
 
-def probabilities(model, tok, ids, choices):
-    """-> "(promoter: 98.2%, Non-promoter: 1.8%)", as shares of the choices' total likelihood"""
-    encoded = [c.tolist() + [tok.eot] for c in tok.encode_batch(choices)]
-    p = model.log_likelihoods([ids], encoded)[0][0].softmax(dim=0).tolist()
-    ranked = sorted(zip(p, choices), reverse=True)
-    return "(" + ", ".join(f"{choice}: {x:.1%}" for x, choice in ranked) + ")"
+def probabilities(model, tok, question, input):
+    """-> "(promoter: 98.2%, Non-promoter: 1.8%)", as shares of the choices' total likelihood; the
+    mean of both strands where both have the same answer, as --predict has it"""
+    p = log_probabilities(model, tok, question, [input], "")[0].exp().tolist()
+    ranked = sorted(zip(p, question.choices), reverse=True)
+    both = "both strands: " if question.either_strand else ""
+    return f"({both}" + ", ".join(f"{choice}: {x:.1%}" for x, choice in ranked) + ")"
 
 
 def answer(s, instruction, input, show_prompt=False):
@@ -130,10 +132,12 @@ def answer(s, instruction, input, show_prompt=False):
 
     # the answer
     choices = s.cfg.choices or (question["choices"] if question else ())
+    either_strand = question is not None and question.get("either_strand", False)
+    asked = Question(instruction, tuple(choices), s.max_len, either_strand)
     for _ in range(s.cfg.num_samples):
         response = write(s.model, s.tok, ids.tolist(), s.cfg, s.generator)
         if s.cfg.choices or response in choices:
-            print(probabilities(s.model, s.tok, ids.tolist(), choices))
+            print(probabilities(s.model, s.tok, asked, input))
 
 
 # ----------------------------------------------------------------------------------------------
@@ -150,7 +154,8 @@ def is_dna(line):
 def parse_message(text, questions):
     """What somebody typed or pasted -> (instruction, DNA), either of which may be empty
 
-    FASTA headers are skipped. A number asks one of the questions, and all else is its sequence.
+    FASTA headers are skipped. A question's number or its task's name asks it, and all else is its
+    sequence.
     Otherwise DNA is told from words line by line.
     """
     # a prompt as sample.py prints it
@@ -162,10 +167,16 @@ def parse_message(text, questions):
         raise ValueError("several FASTA records: give one sequence at a time")
     lines = [line for line in lines if not line.startswith(">")]
 
-    # a number, and DNA on the same line or below
+    # a task's name is as good as its number
+    numbers = {q["task"]: str(n) for n, q in enumerate(questions, start=1)}
+    if lines and lines[0].split()[0] in numbers:
+        name, *rest = lines[0].split(maxsplit=1)
+        lines[0] = " ".join([numbers[name], *rest])
+
+    # a number, and its sequence (or what is meant as one: capitals) on the same line or below
     number = re.match(r"(\d+)[.:)]?(?!\S)", lines[0]) if lines and questions else None
     rest = lines[0][number.end():] if number else ""
-    if number and (not rest.strip() or is_dna(rest)):
+    if number and (not rest.strip() or is_dna(rest) or re.fullmatch("[A-Z ]+", rest)):
         if not 1 <= int(number[1]) <= len(questions):
             raise ValueError(f"questions have the numbers 1 to {len(questions)}")
         instruction = questions[int(number[1]) - 1]["instruction"]
@@ -287,6 +298,9 @@ def main(argv):
     require(len(uses) <= 1, f"--{' and --'.join(uses)}: give one of them")
     require(not cfg.input or cfg.instruction or cfg.task,
             "--input needs an --instruction that says what to do with it, or a --task")
+    folder = os.path.dirname(cfg.output) or "."
+    require(os.path.isdir(folder) and not os.path.isdir(cfg.output),
+            f"output={cfg.output}: a file in a folder that exists, please")
     s = load(cfg)
 
     # on files
@@ -311,7 +325,8 @@ def main(argv):
         instruction, input = (s.cfg.instruction, cfg.input) if s.cfg.instruction else EXAMPLE
         answer(s, instruction, clean_input(input, "input"), show_prompt=True)
         if not s.cfg.instruction:
-            print("\nnext: python sample.py --chat")
+            folder = f" --out_dir={cfg.out_dir}" if cfg.out_dir != SampleConfig.out_dir else ""
+            print(f"\nnext: python sample.py{folder} --chat")
 
 
 if __name__ == "__main__":

@@ -192,6 +192,7 @@ def read_tasks(patterns):
     records = []
     for path in find_files(patterns):
         if os.path.isfile(path):
+            require(not re.search(r"\.[ct]sv(\.\w+)?$", path), f"{path}: a table: give its folder")
             task = os.path.basename(path).split(".")[0]
             records += [{"task": task} | r for r in read_alpaca(path)]
             continue

@@ -181,7 +181,7 @@ def draw_confusion(path, out):
     scores = {name: s for name, s in read_scores(path).items() if s.get("confusion")}
     if not scores:
         raise ValueError(f"{path}: no confusion matrix in it: score the model again, by "
-                         "instruct.py --epochs=0")
+                         "instruct.py --epochs=0 --scores=FILE, and give that file")
     plt = pyplot()
     columns = min(4, len(scores))
     rows = math.ceil(len(scores) / columns)
@@ -200,7 +200,7 @@ def draw_confusion(path, out):
             for j, n in enumerate(row):
                 axis.text(j, i, f"{n:,}", ha="center", va="center", fontsize=8,
                           color="white" if shares[i][j] > 0.6 else "black")
-        labels = [label[:12] for label in s["labels"]]
+        labels = [label.replace(" ", "\n", 1) for label in s["labels"]]
         axis.set_xticks(range(len(labels)), labels, fontsize=7, rotation=20)
         axis.set_yticks(range(len(labels)), labels, fontsize=7)
         axis.set_title(f"{name}: MCC {s['mcc']:.3f}", fontsize=9)
@@ -253,16 +253,17 @@ PER_ROW = 60        # bases
 
 
 def read_explanation(path):
-    """path: what sample.py --explain wrote -> {(name, label): [(base, mean change), ...]}, the mean
-    over the bases that differ from the sequence's own"""
-    found = {}
+    """path: what sample.py --explain wrote -> [(name, label, [(base, mean change), ...]), ...], the
+    mean over the bases that differ from the sequence's own"""
+    found = []
     lines = (line for _, line in read_lines(path))      # it may be gzipped
     for number, line in enumerate(csv.DictReader(lines, delimiter="\t"), start=2):
         try:
             changes = [float(line[base]) for base in "ACGT" if base != line["base"]]
-            bases = found.setdefault((line["name"], line["label"]), [])
-            bases.append((line["base"], mean(changes)))
-        except (KeyError, TypeError, ValueError):
+            if int(line["position"]) == 1:
+                found.append((line["name"], line["label"], []))
+            found[-1][2].append((line["base"], mean(changes)))
+        except (KeyError, TypeError, ValueError, IndexError):
             raise ValueError(f"{path}: line {number}: not what sample.py --explain "
                              "wrote") from None
     if not found:
@@ -296,16 +297,17 @@ def draw_explanation(path, out, marks=()):
     them a row. marks: (name, first, last) positions of what is known. out: the image"""
     plt = pyplot()
     found = read_explanation(path)
-    parts = [(key, start) for key, bases in found.items()
-             for start in range(0, len(bases), PER_ROW)]
-    values = [value for bases in found.values() for _, value in bases]
+    parts = [(record, start) for record in found for start in range(0, len(record[2]), PER_ROW)]
+    if len(parts) > 60:
+        raise ValueError(f"{path}: {len(found)} sequences of {len(parts)} lines in all are too many "
+                         "for a picture: explain fewer at a time")
+    values = [value for *_, bases in found for _, value in bases]
     low, high = min(values), max(0, *values)
     room = 0.15 * (high - low or 1)        # below for the sequence, above for the marks
     figure, axes = plt.subplots(len(parts), figsize=(10, 0.4 + 1.6 * len(parts)), squeeze=False,
                                 constrained_layout=True)
-    for axis, ((name, label), start) in zip(axes[:, 0], parts):
+    for axis, ((name, label, bases), start) in zip(axes[:, 0], parts):
         # the letters, the sequence below them, and above them what is known
-        bases = found[name, label]
         for i, (base, value) in enumerate(bases[start:start + PER_ROW], start=start + 1):
             draw_letter(axis, base, i, value)
             axis.text(i, low - room, base, ha="center", va="center", fontsize=8, color="gray")

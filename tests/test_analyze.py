@@ -204,7 +204,7 @@ def test_a_task_is_asked_as_it_was_tuned(toy, tmp_path, capsys):
 def test_cut_inputs_are_counted(model, tok, capsys):
     log_probabilities(model, tok, ASK, [BASES, BASES * 99], "")
     assert capsys.readouterr().err == \
-        "1 of 2 inputs were cut at their end, to fit into 240 tokens\n"
+        "1 of 2 sequences were cut at their end, to fit into 240 tokens\n"
     with pytest.raises(ValueError, match="the instruction does not fit into 9 tokens"):
         log_probabilities(model, tok, ASK._replace(max_len=9), [BASES], "")
 
@@ -341,6 +341,9 @@ def test_compare(toy, model, tok, tmp_path, capsys):
     a, b = (total_bits(model, tok, s) for s in alleles[:2])
     assert rows[0][1:] == [f"{a:.6f}", f"{b:.6f}", f"{b - a:.6f}"] and rows[1][3] == "0.000000"
     assert table(run(capsys, ask[0], f"--compare={tmp_path}/ref.csv,{tmp_path}/alt.fa"))[1] == rows
+    (tmp_path / "turned.fa").write_text(f">2\n{alleles[3]}\n>0\n{alleles[1]}\n")
+    with pytest.raises(ValueError, match="turned.fa: the same names in a different order"):
+        run(capsys, ask[0], f"--compare={tmp_path}/ref.csv,{tmp_path}/turned.fa")
 
     head, more = table(run(capsys, *ask, "--instruction=Is it?", "--choices=yes,no"))
     assert head[4:] == ["yes_ref", "yes_alt", "yes_difference", "no_ref", "no_alt", "no_difference"]

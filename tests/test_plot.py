@@ -149,7 +149,7 @@ def test_explanation(tmp_path, texts):
     """A letter as high as the mean change, hanging where it is negative; a panel per sequence."""
     (tmp_path / "why.tsv").write_text(WHY)
     found = read_explanation(str(tmp_path / "why.tsv"))
-    assert found == {("s", "yes"): [("G", -2.0), ("N", 0.5)], ("t", "no"): [("A", 1.0)]}
+    assert found == [("s", "yes", [("G", -2.0), ("N", 0.5)]), ("t", "no", [("A", 1.0)])]
     draw_explanation(str(tmp_path / "why.tsv"), str(tmp_path / "why.png"), [("box", 1, 2)])
     assert (tmp_path / "why.png").read_bytes().startswith(PNG)
     assert {"s: yes", "t: no", "box", "G", "N", "A"} <= texts()
@@ -166,6 +166,14 @@ def test_explanation_as_a_command(tmp_path):
     assert run.stdout == "wrote why.png\n" and run.returncode == 0, run.stderr
     (tmp_path / "packed.tsv.gz").write_bytes(gzip.compress(WHY.encode()))
     assert plot("--explain", "packed.tsv.gz", cwd=tmp_path).stdout == "wrote packed.png\n"
+
+
+def test_sequences_of_the_same_name(tmp_path):
+    (tmp_path / "why.tsv").write_text(WHY + WHY.partition("\n")[2])
+    assert [len(bases) for *_, bases in read_explanation(str(tmp_path / "why.tsv"))] == [2, 1, 2, 1]
+    (tmp_path / "many.tsv").write_text(WHY.partition("\n")[0] + "\n" + 61 * "t\tno\t1\tA\t0\t1\t1\t1\n")
+    with pytest.raises(ValueError, match="61 sequences of 61 lines in all are too many"):
+        draw_explanation(str(tmp_path / "many.tsv"), "x.png")
 
 
 @pytest.mark.parametrize("text", ["", "name\tlabel\n", "a\tb\n1\t2\n", WHY.replace("-3", "x")])

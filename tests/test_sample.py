@@ -60,6 +60,8 @@ def test_parse_message(text, expected):
     ("4\nACGTACGT", "questions have the numbers 1 to 3"),
     ("0", "questions have the numbers 1 to 3"),
     (">a\nACGTACGT\n>b\nACGTACGT", "one sequence at a time"),
+    ("2 MKLVAWMKTAYIAK", "is no nucleotide"),
+    ("tail MKLVAWMKTAYIAK", "is no nucleotide"),
 ])
 def test_what_is_not_one_sequence_is_refused(text, message):
     with pytest.raises(ValueError, match=message):
@@ -72,6 +74,36 @@ def test_find_question():
     assert find_question("yes, no or perhaps", QUESTIONS) is QUESTIONS[1]    # the most choices
     assert find_question("Have you eyes? Do you know?", QUESTIONS) is None   # whole words only
     assert find_question("Is it?", QUESTIONS) is find_question("yes, no", []) is None
+    marks = [{"instruction": "?", "choices": ["Mark", "No Mark"]}]
+    assert find_question("Is it No Mark?", marks) is None       # which does not name "Mark"
+    assert find_question("Mark or No Mark?", marks) is marks[0]
+
+
+def test_a_tasks_name_asks_its_question():
+    assert parse_message("bases ACGTACGT\n", QUESTIONS) == ("Is it DNA?", "ACGTACGT")
+    assert parse_message("tail\nACGT", QUESTIONS) == ("One of: yes, no, perhaps.", "ACGT")
+    assert parse_message("1 ACGT", QUESTIONS) == ("Is it DNA?", "ACGT")
+
+
+def test_both_strands_in_an_answer(toy, tmp_path, capsys):
+    """Where both have the same answer, its probabilities are those of --predict."""
+    folder = tuned(toy, tmp_path, [QUESTIONS[0] | {"either_strand": True}])
+    dna = "GATTACAGATTACACCGT"
+    (tmp_path / "x.fa").write_text(f">x\n{dna}\n")
+    said = run(capsys, folder, "--task=bases", f"--input={dna}", "--choices=yes,no",
+               "--max_new_tokens=3")
+    head, row = (line.split("\t") for line in run(
+        capsys, folder, "--task=bases", f"--predict={tmp_path}/x.fa").splitlines())
+    for choice, p in zip(head[2:], row[2:]):
+        assert f"{choice}: {float(p):.1%}" in said.splitlines()[-1]
+    assert said.splitlines()[-1].startswith("(both strands: ")
+
+
+def test_a_bad_output_is_refused_at_once(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(sample, "load", None)
+    for output in (f"{tmp_path}/none/x.tsv", str(tmp_path)):
+        with pytest.raises(ValueError, match="output=.*: a file in a folder that exists"):
+            sample.main([f"--out_dir={toy}/out", "--score=x.fa", f"--output={output}"])
 
 
 def tuned(toy, folder, questions):
