@@ -31,7 +31,8 @@ from bpe import Tokenizer
 from config.machine import find_machine
 from config.read import require
 from metrics import add_baselines, judge, table, with_means
-from model import common_prefix, load_checkpoint, load_model
+from gpt2 import load_model
+from model import common_prefix, load_checkpoint
 from record import open_out_dir, resume_from
 from tasks import (by_task, encode_rows, find_files, max_prompt_len, other_strand, read_tasks,
                    without_leaks)

@@ -30,9 +30,10 @@ import config
 from analyze import (GUESS, Question, encode_inputs, find_question, log_probabilities,
                      make_question, what_was_read)
 from bpe import Tokenizer
-from config.machine import find_device
+from config.machine import Machine, fast_dtype, find_device
 from config.read import clean_dna, clean_input, require
-from model import GPT, load_model
+from gpt2 import load_model
+from model import GPT
 from tasks import alpaca_prompt, max_prompt_len
 
 # The default example: a promoter of the toy world, of a gene held out of all training.
@@ -81,6 +82,7 @@ class Session(NamedTuple):
     max_len: int                    # the most tokens that a prompt may have, as in tuning
     is_tuned: bool                  # to answer
     generator: torch.Generator
+    machine: Machine
 
 
 # ----------------------------------------------------------------------------------------------
@@ -91,16 +93,17 @@ def lacks_input(question, input):
     return question is not None and question.get("has_input", True) and not input
 
 
-def write(model, tok, ids, cfg, generator):
+def write(s, ids):
     """Print what the model writes after `ids`, while it writes -> the text"""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")      # tokens split characters
     text = ""
-    for token in model.generate(ids, cfg.max_new_tokens, cfg.temperature, cfg.top_k or None,
-                                tok.eot, generator):
-        if token != tok.eot:
-            new = decoder.decode(tok.decode_bytes([token]))
-            print(new, end="", flush=True)
-            text += new
+    with s.machine.autocast():
+        for token in s.model.generate(ids, s.cfg.max_new_tokens, s.cfg.temperature,
+                                      s.cfg.top_k or None, s.tok.eot, s.generator):
+            if token != s.tok.eot:
+                new = decoder.decode(s.tok.decode_bytes([token]))
+                print(new, end="", flush=True)
+                text += new
     print()
     return text
 
@@ -135,7 +138,7 @@ def answer(s, instruction, input, show_prompt=False):
     either_strand = question is not None and question.get("either_strand", False)
     asked = Question(instruction, tuple(choices), s.max_len, either_strand)
     for _ in range(s.cfg.num_samples):
-        response = write(s.model, s.tok, ids.tolist(), s.cfg, s.generator)
+        response = write(s, ids.tolist())
         if s.cfg.choices or response in choices:
             print(probabilities(s.model, s.tok, asked, input))
 
@@ -288,7 +291,10 @@ def load(cfg):
     choices = cfg.choices or [c for q in questions for c in q["choices"]]
     max_len = max_prompt_len(tok, choices, model.config.block_size)
     generator = torch.Generator(device).manual_seed(cfg.seed)
-    return Session(model.eval(), tok, cfg, questions, max_len, "questions" in state, generator)
+    # writing is limited by memory traffic, which bfloat16 halves on a GPU; a CPU would gain nothing
+    dtype = fast_dtype(device) if device.type == "cuda" else torch.float32
+    return Session(model.eval(), tok, cfg, questions, max_len, "questions" in state, generator,
+                   Machine(device, dtype))
 
 
 def main(argv):
@@ -319,7 +325,7 @@ def main(argv):
     elif cfg.prompt:
         for _ in range(cfg.num_samples):
             print(cfg.prompt, end="")
-            write(s.model, s.tok, s.tok.encode(cfg.prompt), cfg, s.generator)
+            write(s, s.tok.encode(cfg.prompt))
             print()
     else:
         instruction, input = (s.cfg.instruction, cfg.input) if s.cfg.instruction else EXAMPLE

@@ -20,7 +20,7 @@ from bpe import Tokenizer
 from config.machine import find_machine
 from instruct import InstructConfig, answer, answer_both_strands
 from metrics import table, with_means
-from model import load_model
+from gpt2 import load_model
 from tasks import by_task, max_prompt_len, read_tasks
 
 

@@ -36,7 +36,7 @@ from bench.kmers import is_dna, kmer_roots, score_labels, write_scores
 from bpe import Tokenizer
 from config.read import reverse_complement
 from metrics import table, with_means
-from model import load_model
+from gpt2 import load_model
 from prepare import write_records
 from tasks import (HELD_OUT_TEMPLATE, TEMPLATES, by_task, encode_prompts, is_scored, max_prompt_len,
                    read_tasks)

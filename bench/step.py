@@ -45,10 +45,10 @@ def forward_with_logits(self, idx, targets):
     return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
 
-def embed_in_float32(self, idx, position):
+def embed_in_float32(self, *args, embed=GPT.embed):
     """GPT.embed, if the residual stream stayed in float32"""
-    x = self.transformer.wte(idx) + self.transformer.wpe(position)
-    return F.dropout(x, self.config.dropout, self.training)
+    with torch.autocast(self.device.type, enabled=False):
+        return embed(self, *args)
 
 
 UNDO = {"logits": lambda: setattr(GPT, "forward", forward_with_logits),

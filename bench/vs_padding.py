@@ -19,7 +19,7 @@ from bench.step import forward_backward, now
 from bpe import Tokenizer
 from config.machine import find_machine
 from instruct import InstructConfig, collate, epoch_batches
-from model import load_model
+from gpt2 import load_model
 from tasks import encode_rows, max_prompt_len, read_tasks
 
 ROUNDS, WARMUP = 7, 1

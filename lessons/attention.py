@@ -21,7 +21,7 @@ import torch
 import config
 from bpe import Tokenizer
 from config import toy
-from model import load_model
+from gpt2 import load_model
 from tasks import encode_prompts
 
 MIDDLE = 30     # an intron begins or ends before this base of the toy world's splice sites

@@ -14,7 +14,7 @@ import torch
 
 import config
 from bpe import Tokenizer
-from model import load_model, save_gpt2
+from gpt2 import load_model, save_gpt2
 
 
 def main(argv):

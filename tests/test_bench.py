@@ -460,6 +460,22 @@ def test_step_computes_what_training_does(toy, tmp_path, monkeypatch):
     assert all(torch.equal(found[key], expected[key]) for key in found)
 
 
+@pytest.mark.parametrize("name", ["logits", "residual"])
+def test_what_is_undone_computes_the_same(name, monkeypatch):
+    """Only the residual stream's dtype is another one, and that there are logits."""
+    monkeypatch.setattr(GPT, "embed", GPT.embed)        # so that they come back afterwards
+    monkeypatch.setattr(GPT, "forward", GPT.forward)
+    model = GPT(GPTConfig(vocab_size=61, block_size=32, n_layer=1, n_head=2, n_embd=16))
+    idx = torch.arange(40).view(2, 20)
+    with torch.autocast("cpu", torch.bfloat16):
+        before, dtype = model(idx, idx)[1], model.embed(idx, idx[:1]).dtype
+        step.undo([name])
+        logits, loss = model(idx, idx)
+        assert (logits is not None) == (name == "logits") and dtype == torch.bfloat16
+        assert (model.embed(idx, idx[:1]).dtype == torch.float32) == (name == "residual")
+    torch.testing.assert_close(loss, before, rtol=2e-3, atol=0)
+
+
 def test_step_beside_another_checkout(toy, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(step, "ROUNDS", 1)
     (tmp_path / "bench").mkdir()
@@ -496,7 +512,6 @@ def test_vs_padding(toy, monkeypatch, capsys):
 
 def test_both_ways_of_scoring_agree(toy):
     """Or the comparison would mean nothing"""
-    cfg = instruct.InstructConfig(batch_size=2)
     model, _ = load_checkpoint(f"{toy}/out/best.pt")
     tok = Tokenizer.load(f"{toy}/out/tokenizer.json")
     records = read_tasks([f"{toy}/data/tasks/tf.test.json"])[:2]

@@ -15,7 +15,8 @@ import train
 from bpe import Tokenizer
 from config import read
 from conftest import listing
-from model import GPT, GPTConfig, from_gpt2, load_checkpoint, save_checkpoint, save_gpt2
+from gpt2 import from_gpt2, save_gpt2
+from model import GPT, GPTConfig, load_checkpoint, save_checkpoint
 from tasks import read_task
 from train import TrainConfig
 

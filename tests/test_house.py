@@ -14,12 +14,13 @@ LIBRARIES = {"torch", "numpy", "regex", "tqdm"}
 
 # What of ours each room may import.
 MAY_IMPORT = {"config": set(), "bpe": set(), "model": set(), "metrics": set(),
+              "gpt2": {"model"},
               "tasks": {"config"}, "record": {"model", "config"},
               "prepare": {"tasks", "bpe", "config"},
               "train": {"record", "model", "bpe", "config"},
-              "instruct": {"train", "record", "tasks", "metrics", "model", "bpe", "config"},
+              "instruct": {"train", "record", "tasks", "metrics", "gpt2", "model", "bpe", "config"},
               "analyze": {"tasks", "model", "bpe", "config"},
-              "sample": {"analyze", "tasks", "model", "bpe", "config"}}
+              "sample": {"analyze", "tasks", "gpt2", "model", "bpe", "config"}}
 
 
 def read(path):
@@ -38,8 +39,8 @@ def test_files_are_short():
     other programs are read."""
     texts = {name: read(f"{name}.py") for name in MAY_IMPORT if name != "config"}
     above = {name: text.split("\n# ====")[0].count("\n") for name, text in texts.items()}
-    assert sum(above[name] for name in SIX) <= 2200 and sum(above.values()) <= 3250
-    assert sum(texts[name].count("\n") for name in SIX) <= 2750
+    assert sum(above[name] for name in SIX) <= 2200 and sum(above.values()) <= 3400
+    assert sum(texts[name].count("\n") for name in SIX) <= 2650
     assert max(above.values()) <= 520
     assert len(read("README.md").splitlines()) <= 165
 

@@ -16,7 +16,7 @@ import bpe
 from bpe import GPT2_PATTERN, SPLITS, Tokenizer, plain_encode, plain_train
 from lessons import attention
 from lessons import tokens as lesson
-from model import load_model
+from gpt2 import load_model
 from test_bpe import prose_and_dna
 
 TEXT = "The TATA box </script> of CAT: GGGCTATAAAAGGGC, é 12."

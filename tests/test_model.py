@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 import model as model_module
 from bpe import Tokenizer
-from model import (GPT, Cache, GPTConfig, choose, common_prefix, from_gpt2, load_checkpoint,
-                   load_model, save_checkpoint, save_gpt2)
+from gpt2 import from_gpt2, load_model, save_gpt2
+from model import GPT, Cache, GPTConfig, choose, common_prefix, load_checkpoint, save_checkpoint
 
 SMALL = GPTConfig(vocab_size=61, block_size=32, n_layer=2, n_head=2, n_embd=16)
 

@@ -16,6 +16,7 @@ import torch
 import sample
 from bpe import Tokenizer
 from tasks import fold
+from config.machine import Machine
 from sample import find_question, parse_message
 
 ROOT = os.path.dirname(os.path.abspath(sample.__file__))
@@ -151,7 +152,9 @@ def test_streams_whole_characters(capsys):
                 printed.append(capsys.readouterr().out)
 
     printed = []
-    assert sample.write(Model(), tok, [1], sample.SampleConfig(), None) == "a€b\u00e9"
+    session = sample.Session(Model(), tok, sample.SampleConfig(), [], 9, False, None,
+                             Machine(torch.device("cpu"), torch.float32))
+    assert sample.write(session, [1]) == "a€b\u00e9"
     assert printed == ["a", "", "", "€", "b", "", "\u00e9", ""]
 
 

@@ -12,9 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+import instruct
 import record
 import train
+from bpe import Tokenizer
+from gpt2 import load_model
 from model import GPT, GPTConfig, load_checkpoint
+from models import export
 from conftest import SMALL, listing, merge
 from config.machine import Machine
 from train import TrainConfig, Windows, learning_rate, read_data, total_nats
@@ -495,3 +499,29 @@ def test_resuming_another_run_is_refused(toy, tmp_path):
     assert listing(tmp_path / "out") == before
     run(toy, tmp_path / "out", "--max_steps=4", "--resume", "--eval_interval=1", "--log_interval=3")
     assert load_checkpoint(tmp_path / "out/last.pt")[1]["step"] == 4
+
+
+def test_kmers_from_pretraining_to_an_answer(toy, tmp_path):
+    """They are trained, resumed to the bit, tuned, and packed."""
+    args = ["--kmer=4", "--max_steps=6", "--eval_interval=3"]
+    run(toy, tmp_path / "whole", *args)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "learning_rate", lambda step, cfg: 1 / 0 if step == 4 else learning_rate(step, cfg))
+        with pytest.raises(ZeroDivisionError):
+            run(toy, tmp_path / "parts", *args)
+    run(toy, tmp_path / "parts", *args, "--resume")
+    assert same(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+    model, state = load_checkpoint(tmp_path / "whole/best.pt")
+    kmers = model.transformer.kmers
+    tok = Tokenizer.load(f"{toy}/data/tokenizer.json")
+    assert kmers.length[tok.vocab["A"]] == 1 and kmers.length[tok.vocab["e"]] == 0
+    assert kmers.weight[:-1].any(dim=1).sum() > 200 and not kmers.weight[-1].any()
+    tuned = f"--out_dir={tmp_path}/tuned"
+    instruct.main([f"--init_from={tmp_path}/whole", tuned, f"--tasks={toy}/data/tasks/tf.train.json",
+                   f"--eval_tasks={toy}/data/tasks/tf.test.json", "--max_steps=2", "--device=cpu"])
+    export.main([f"{tmp_path}/tuned", f"{tmp_path}/packed"])
+    found = [json.loads((tmp_path / name).read_text())["tasks"]["tf"]["n"] for name in ("tuned/scores.json", "packed/scores.json")]
+    packed, questions = load_model(str(tmp_path / "packed"))
+    assert found == [24, 24] and packed.config.kmer == 4 and "tf" in questions["questions"]
+    with pytest.raises(ValueError, match="kmer=9: choose 2 to 8 bases"):
+        run(toy, tmp_path / "nine", "--kmer=9")
