@@ -262,8 +262,7 @@ def fit(model, cfg, machine, batches, evaluate, extra, resumed=None, flops_per_s
                 group["lr"] = lr
 
             # forward and backward, one micro-batch at a time; dropout depends on the seed and the
-            # step alone, so that a resumed run draws the same
-            # (the prime keeps seeds and steps apart)
+            # step alone (the prime keeps them apart), so that a resumed run draws the same
             torch.manual_seed((cfg.seed * 1_000_003 + step) * machine.world + machine.rank)
             loss, micro_batches = 0.0, batches(step)
             for i, batch in enumerate(micro_batches):
