@@ -34,8 +34,8 @@ from metrics import add_baselines, judge, table, with_means
 from gpt2 import load_model
 from model import common_prefix, load_checkpoint
 from record import open_out_dir, resume_from
-from tasks import (by_task, encode_rows, find_files, max_prompt_len, other_strand, read_tasks,
-                   without_leaks)
+from tasks import (by_task, encode_rows, find_files, is_dna, max_prompt_len, other_strand,
+                   read_tasks, without_leaks)
 from train import RunConfig, fit
 
 
@@ -331,7 +331,7 @@ def main(argv):
     # task, in the words of the test rows
     tuned = {r["task"] for r in train}
     questions = {r["task"]: {"instruction": r["instruction"], "choices": r["choices"],
-                              "has_input": bool(r["input"]),
+                              "has_input": bool(r["input"]), "is_dna": is_dna(r["input"]),
                               "either_strand": r.get("either_strand", False)}
                  for r in train + test if r.get("choices") and r["task"] in tuned}
     extra = {"tokenizer_sha256": config.file_sha256(tokenizer), "questions": questions,

@@ -123,6 +123,8 @@ def answer(s, instruction, input, show_prompt=False):
     question = find_question(instruction, s.questions)
     require(not lacks_input(question, input),
             "this question is about a sequence: give one as the input")
+    if question and question.get("is_dna"):
+        input = clean_dna(input, "the input")
     (ids,), _ = encode_inputs(s.tok, instruction, [input], s.max_len)
 
     # what to know before reading the answer

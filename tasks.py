@@ -144,7 +144,7 @@ def find_leaks(train, scored):
     """Lists of Alpaca records -> indices of the training records that ask what a scored one asks:
     the same text, or DNA that overlaps"""
     def question(r):        # DNA too short to search for is compared as a whole
-        if not re.fullmatch(f"[{IUPAC}]+", r["input"]):
+        if not is_dna(r["input"]):
             return r["instruction"], r["input"]
         return r.get("task"), min(r["input"], reverse_complement(r["input"]))
 
@@ -210,6 +210,10 @@ def by_task(records):
     for r in records:
         tasks[r["task"]].append(r)
     return dict(tasks)
+
+
+def is_dna(text):
+    return re.fullmatch(f"[{IUPAC}]+", text) is not None
 
 
 def other_strand(records):

@@ -32,14 +32,14 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import config
-from bench.kmers import is_dna, kmer_roots, score_labels, write_scores
+from bench.kmers import kmer_roots, score_labels, write_scores
 from bpe import Tokenizer
 from config.read import reverse_complement
 from metrics import table, with_means
 from gpt2 import load_model
 from prepare import write_records
-from tasks import (HELD_OUT_TEMPLATE, TEMPLATES, by_task, encode_prompts, is_scored, max_prompt_len,
-                   read_tasks)
+from tasks import (HELD_OUT_TEMPLATE, TEMPLATES, by_task, encode_prompts, is_dna, is_scored,
+                   max_prompt_len, read_tasks)
 
 
 # ----------------------------------------------------------------------------------------------

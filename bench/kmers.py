@@ -13,7 +13,6 @@ import fnmatch
 import hashlib
 import json
 import os
-import re
 import warnings
 from collections import Counter
 
@@ -23,9 +22,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import config
-from config.read import IUPAC
 from metrics import confusion_matrix, summarize, table, with_means
-from tasks import by_task, read_tasks
+from tasks import by_task, is_dna, read_tasks
 
 K = 6
 DECAYS = (1e-3, 3e-3, 1e-2, 3e-2)       # weight decays to choose from
@@ -122,10 +120,6 @@ def score_labels(true, predicted, n_labels):
 
 # ----------------------------------------------------------------------------------------------
 # Tasks and their scores
-
-def is_dna(text):
-    return re.fullmatch(f"[{IUPAC}]+", text) is not None
-
 
 def is_usable(train, test):
     """Whether the records of a task say how to classify DNA: all have choices and DNA as input,

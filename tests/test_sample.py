@@ -100,6 +100,12 @@ def test_both_strands_in_an_answer(toy, tmp_path, capsys):
     assert said.splitlines()[-1].startswith("(both strands: ")
 
 
+def test_protein_is_no_answer_to_a_question_about_dna(toy, tmp_path, capsys):
+    folder = tuned(toy, tmp_path, [QUESTIONS[0] | {"is_dna": True}])
+    with pytest.raises(ValueError, match="'I' is no nucleotide: is this protein"):
+        run(capsys, folder, "--task=bases", "--input=MKTAYIAKQRQISFVKSHFSRQ")
+
+
 def test_a_bad_output_is_refused_at_once(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(sample, "load", None)
     for output in (f"{tmp_path}/none/x.tsv", str(tmp_path)):
