@@ -295,12 +295,12 @@ def draw_letter(axis, base, position, value):
 def draw_explanation(path, out, marks=()):
     """Draw each base as high as the mean change of the label's log-odds when it is replaced, 60 of
     them a row. marks: (name, first, last) positions of what is known. out: the image"""
-    plt = pyplot()
     found = read_explanation(path)
     parts = [(record, start) for record in found for start in range(0, len(record[2]), PER_ROW)]
     if len(parts) > 60:
         raise ValueError(f"{path}: {len(found)} sequences of {len(parts)} lines in all are too many "
                          "for a picture: explain fewer at a time")
+    plt = pyplot()
     values = [value for *_, bases in found for _, value in bases]
     low, high = min(values), max(0, *values)
     room = 0.15 * (high - low or 1)        # below for the sequence, above for the marks
