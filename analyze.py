@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from config.read import (IUPAC, SEQUENCE, SHORTEST, clean_dna, read_lines, require,
                          reverse_complement, split_table)
-from tasks import encode_prompts
+from tasks import encode_prompts, is_dna
 
 
 # ----------------------------------------------------------------------------------------------
@@ -80,11 +80,7 @@ def results(path):
             with opened(temporary, "wt", encoding="utf-8") as f:
                 yield f
         return
-    try:
-        yield sys.stdout
-        sys.stdout.flush()
-    except BrokenPipeError:     # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    yield sys.stdout
 
 
 @contextmanager
@@ -171,9 +167,8 @@ def kept_length(tok, instruction, text, max_len):
 
 def what_was_read(tok, instruction, text, max_len):
     """-> "read 120 bases, kept the first 90" """
-    is_dna = re.fullmatch(f"[{IUPAC}]+", text)
-    note = f"read {len(text):,} {'bases' if is_dna else 'characters'}"
-    if is_dna and (ambiguous := len(re.findall("[^ACGT]", text))):
+    note = f"read {len(text):,} {'bases' if is_dna(text) else 'characters'}"
+    if is_dna(text) and (ambiguous := len(re.findall("[^ACGT]", text))):
         note += f", {ambiguous:,} of them ambiguous"
     kept = kept_length(tok, instruction, text, max_len)
     return note if kept == len(text) else f"{note}, kept the first {kept:,}"
@@ -292,8 +287,8 @@ def explain(model, tok, path, question, output):
     # a file, or a sequence
     require(os.path.exists(path) or path == "-" or not path.isalpha() or len(path) >= SHORTEST,
             f"{path}: neither a file nor DNA of {SHORTEST} bases or more")
-    is_dna = not os.path.exists(path) and re.fullmatch(f"[{IUPAC}U]{{{SHORTEST},}}", path.upper())
-    found = [("sequence", clean_dna(path, "explain"))] if is_dna else read_sequences(path)
+    typed = not os.path.exists(path) and re.fullmatch(f"[{IUPAC}U]{{{SHORTEST},}}", path.upper())
+    found = [("sequence", clean_dna(path, "explain"))] if typed else read_sequences(path)
 
     table = [tsv("name", "label", "position", "base", *"ACGT")]
     for name, sequence in found:
@@ -355,10 +350,10 @@ def read_pairs(paths):
     ref, alt = files if len(files) == 2 else (files[0][::2], files[0][1::2])
     require(len(ref) == len(alt), f"{', '.join(paths)}: {len(ref)} reference and {len(alt)} "
             "alternative sequences: give as many of each")
-    if len(files) == 2 and {name for name, _ in ref} == {name for name, _ in alt}:
-        same = sum(a == b for (a, _), (b, _) in zip(ref, alt))
-        require(same == len(ref), f"{', '.join(paths)}: the same names in a different order: sort "
-                "them, as the first of one is compared with the first of the other")
+    before, after = ([name for name, _ in part] for part in (ref, alt))
+    turned = len(files) == 2 and before != after and set(before) == set(after)
+    require(not turned, f"{', '.join(paths)}: the same names in a different order: sort them, as the "
+            "first of one is compared with the first of the other")
     return ref, alt
 
 

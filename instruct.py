@@ -30,8 +30,8 @@ import config
 from bpe import Tokenizer
 from config.machine import find_machine
 from config.read import require
-from metrics import add_baselines, judge, table, with_means
 from gpt2 import load_model
+from metrics import add_baselines, judge, table, with_means
 from model import common_prefix, load_checkpoint
 from record import open_out_dir, resume_from
 from tasks import (by_task, encode_rows, find_files, is_dna, max_prompt_len, other_strand,

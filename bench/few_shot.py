@@ -35,8 +35,8 @@ import config
 from bench.kmers import kmer_roots, score_labels, write_scores
 from bpe import Tokenizer
 from config.read import reverse_complement
-from metrics import table, with_means
 from gpt2 import load_model
+from metrics import table, with_means
 from prepare import write_records
 from tasks import (HELD_OUT_TEMPLATE, TEMPLATES, by_task, encode_prompts, is_dna, is_scored,
                    max_prompt_len, read_tasks)
@@ -96,7 +96,7 @@ def drop_examples(records, examples, tok, max_len):
     while todo:
         asked = [with_examples(records[i], examples[i]) for i in todo]
         prompts, _ = encode_prompts(tok, [(r["instruction"], r["input"]) for r in asked],
-                                            max_len=10 ** 9)
+                                    max_len=10 ** 9)
         todo = [i for i, prompt in zip(todo, prompts) if len(prompt) > max_len]
         for i in todo:
             examples[i] = examples[i][:-1]

@@ -17,8 +17,8 @@ import config
 from bench.step import forward_backward, now, undo, update
 from bpe import Tokenizer
 from config.machine import find_machine
-from instruct import InstructConfig, collate, plan_batches
 from gpt2 import load_model
+from instruct import InstructConfig, collate, plan_batches
 from tasks import encode_rows, max_prompt_len, read_tasks
 from train import make_optimizers, wrap_model
 

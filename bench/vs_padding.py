@@ -18,8 +18,8 @@ import config
 from bench.step import forward_backward, now
 from bpe import Tokenizer
 from config.machine import find_machine
-from instruct import InstructConfig, collate, epoch_batches
 from gpt2 import load_model
+from instruct import InstructConfig, collate, epoch_batches
 from tasks import encode_rows, max_prompt_len, read_tasks
 
 ROUNDS, WARMUP = 7, 1

@@ -159,6 +159,7 @@ def run(main):
     tracebacks."""
     try:
         main(sys.argv[1:])
+        sys.stdout.flush()
     except BrokenPipeError:     # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError) as e:

@@ -176,10 +176,12 @@ def test_sequences_of_the_same_name(tmp_path):
         draw_explanation(str(tmp_path / "many.tsv"), "x.png")
 
 
-@pytest.mark.parametrize("text", ["", "name\tlabel\n", "a\tb\n1\t2\n", WHY.replace("-3", "x")])
-def test_wrong_explanations_are_refused(tmp_path, text):
+@pytest.mark.parametrize("text, message", [
+    ("", "an empty file"), ("name\tlabel\n", "sample.py --explain wrote"),
+    ("a\tb\n1\t2\n", "sample.py --explain wrote"), (WHY.replace("-3", "x"), "sample.py --explain wrote")])
+def test_wrong_explanations_are_refused(tmp_path, text, message):
     (tmp_path / "why.tsv").write_text(text)
-    with pytest.raises(ValueError, match="why.tsv: (.*sample.py --explain wrote|an empty file)"):
+    with pytest.raises(ValueError, match=f"why.tsv: .*{message}"):
         read_explanation(str(tmp_path / "why.tsv"))
     with pytest.raises(ValueError, match="--mark=box: write NAME:FIRST-LAST"):
         read_marks(["a:b:1-2", "box"])
