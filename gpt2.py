@@ -4,7 +4,7 @@ tokenizer.json in a folder. Not needed to understand the network.
 
     model = from_gpt2("gpt2")                   # the published one, or of models/export.py
     save_gpt2(model, tok, "packed", torch.bfloat16)
-    model, state = load_model("out/toy")        # whichever files a folder has
+    model, tok, state = load_model("out/toy")   # whichever files a folder has
 """
 import json
 import os
@@ -12,6 +12,7 @@ import os
 import numpy as np
 import torch
 
+from bpe import Tokenizer
 from model import GPT, GPTConfig, load_checkpoint
 
 
@@ -130,13 +131,16 @@ def write_safetensors(path, tensors):
 # Whatever a folder has
 
 def load_model(folder, device="cpu", dropout=0.0):
-    """Read a model folder -> (model on `device`, a dict with what else is known of it): its best.pt,
-    or, where there is none, its GPT-2 files, with the questions that it was tuned on."""
+    """Read a model folder -> (model on `device`, its tokenizer, a dict with what else is known of it):
+    its best.pt, or, where there is none, its GPT-2 files, with the questions that it was tuned on."""
     path = os.path.join(folder, "best.pt")
     if os.path.exists(path) or not os.path.exists(os.path.join(folder, "model.safetensors")):
-        return load_checkpoint(path, device, dropout)
-    state, path = {}, os.path.join(folder, "questions.json")
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as f:
-            state["questions"] = json.load(f)
-    return from_gpt2(folder, dropout).to(device), state
+        model, state = load_checkpoint(path, device, dropout)
+    else:
+        model, state = from_gpt2(folder, dropout).to(device), {}
+        path = os.path.join(folder, "questions.json")
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as f:
+                state["questions"] = json.load(f)
+    tokenizer = os.path.join(folder, "tokenizer.json")
+    return model, Tokenizer.load(tokenizer, state.get("tokenizer_sha256")), state

@@ -27,7 +27,6 @@ import torch
 from tqdm import tqdm
 
 import config
-from bpe import Tokenizer
 from config.machine import find_machine
 from config.read import require
 from gpt2 import load_model
@@ -319,9 +318,8 @@ def main(argv):
     test = read_tasks(cfg.eval_tasks)
     train = records_to_tune(cfg, test) if tuning else []
     machine = find_machine(cfg)
-    model, state = load_model(cfg.init_from, machine.device, cfg.dropout)
+    model, tok, _ = load_model(cfg.init_from, machine.device, cfg.dropout)
     tokenizer = os.path.join(cfg.init_from, "tokenizer.json")
-    tok = Tokenizer.load(tokenizer, state.get("tokenizer_sha256"))
 
     # room for the longest choice, in tuning and in scoring alike
     choices = sorted({c for r in train + test for c in r.get("choices", [])})

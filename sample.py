@@ -280,9 +280,7 @@ def chat(s):
 def load(cfg):
     """-> the Session with the model of cfg.out_dir"""
     device = find_device(cfg.device)
-    model, state = load_model(cfg.out_dir, device)
-    tokenizer = os.path.join(cfg.out_dir, "tokenizer.json")
-    tok = Tokenizer.load(tokenizer, state.get("tokenizer_sha256"))
+    model, tok, state = load_model(cfg.out_dir, device)
     questions = [{"task": task} | q for task, q in state.get("questions", {}).items()]
 
     # the instruction of a task; room for the longest choice of all questions, as in tuning

@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 import config
 from bench.kmers import score_labels, write_scores
-from bpe import Tokenizer
 from config.machine import find_machine
 from instruct import InstructConfig, answer, answer_both_strands
 from gpt2 import load_model
@@ -37,9 +36,8 @@ def main(argv):
     if not test:
         raise ValueError(f"{', '.join(cfg.eval_tasks)}: no task with choices")
     machine = find_machine(cfg)
-    model, state = load_model(cfg.init_from, machine.device)
+    model, tok, _ = load_model(cfg.init_from, machine.device)
     model.eval()
-    tok = Tokenizer.load(f"{cfg.init_from}/tokenizer.json", state.get("tokenizer_sha256"))
     choices = sorted({c for members in test.values() for r in members for c in r["choices"]})
     max_len = max_prompt_len(tok, choices, model.config.block_size)
 

@@ -33,7 +33,6 @@ from tqdm import tqdm
 
 import config
 from bench.kmers import kmer_roots, score_labels, write_scores
-from bpe import Tokenizer
 from config.read import reverse_complement
 from gpt2 import load_model
 from metrics import table, with_means
@@ -140,8 +139,7 @@ def read_folder(folder):
 
 def room_for_prompts(init_from, files):
     """-> the tokenizer of a model, and the most tokens that instruct.py gives a prompt for it"""
-    model, state = load_model(init_from)
-    tok = Tokenizer.load(os.path.join(init_from, "tokenizer.json"), state.get("tokenizer_sha256"))
+    model, tok, _ = load_model(init_from)
     records = [r for part in files.values() for r in part]
     choices = sorted({c for r in records for c in r.get("choices", [])})
     return tok, max_prompt_len(tok, choices, model.config.block_size)

@@ -7,7 +7,6 @@ Time the steps of instruct.py: rows/s, the shapes of batches, and the steps that
 Takes the keys of instruct.py; what it trains is thrown away.
 """
 import functools
-import os
 import statistics
 from dataclasses import dataclass
 
@@ -15,7 +14,6 @@ from tqdm import tqdm
 
 import config
 from bench.step import forward_backward, now, undo, update
-from bpe import Tokenizer
 from config.machine import find_machine
 from gpt2 import load_model
 from instruct import InstructConfig, collate, plan_batches
@@ -52,8 +50,7 @@ def main(argv):
     cfg = config.from_command_line(TuningConfig, "instruct", argv)
     machine = find_machine(cfg)
     undo(cfg.undo)
-    model, _ = load_model(cfg.init_from, machine.device, cfg.dropout)
-    tok = Tokenizer.load(os.path.join(cfg.init_from, "tokenizer.json"))
+    model, tok, _ = load_model(cfg.init_from, machine.device, cfg.dropout)
     records, T = read_tasks(cfg.tasks), model.config.block_size
     choices = sorted({c for r in records for c in r.get("choices", [])})
     rows = [row for row in encode_rows(records, tok, T, max_prompt_len(tok, choices, T)) if row]

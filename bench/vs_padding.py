@@ -8,7 +8,6 @@ interleaved.
 
 Takes the keys of instruct.py.
 """
-import os
 import statistics
 
 import torch
@@ -16,7 +15,6 @@ from torch.nn.functional import pad
 
 import config
 from bench.step import forward_backward, now
-from bpe import Tokenizer
 from config.machine import find_machine
 from gpt2 import load_model
 from instruct import InstructConfig, collate, epoch_batches
@@ -92,8 +90,7 @@ def scoring(model, tok, records, rows, cfg, machine):
 def main(argv):
     cfg = config.from_command_line(InstructConfig, "instruct", argv)
     machine = find_machine(cfg)
-    model, _ = load_model(cfg.init_from, machine.device)
-    tok = Tokenizer.load(os.path.join(cfg.init_from, "tokenizer.json"))
+    model, tok, _ = load_model(cfg.init_from, machine.device)
     T = model.config.block_size
 
     # a row in twenty, of all tasks

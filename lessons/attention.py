@@ -13,13 +13,11 @@ Shapes: L layers, H heads, T time (tokens), C channels, D head size (C / H), N b
 import argparse
 import json
 import math
-import os
 
 import numpy as np
 import torch
 
 import config
-from bpe import Tokenizer
 from config import toy
 from gpt2 import load_model
 from tasks import encode_prompts
@@ -129,8 +127,7 @@ def main(argv):
     parser.add_argument("--png", metavar="FILE", help="draw it")
     args = parser.parse_args(argv)
 
-    model, about = load_model(args.out_dir)
-    tok = Tokenizer.load(os.path.join(args.out_dir, "tokenizer.json"), about.get("tokenizer_sha256"))
+    model, tok, _ = load_model(args.out_dir)
     with open(args.task, encoding="utf-8") as f:
         means = mean_attention(model.eval(), tok, json.load(f)[:args.rows])
     print(*report(means), sep="\n")

@@ -13,7 +13,6 @@ import shutil
 import torch
 
 import config
-from bpe import Tokenizer
 from gpt2 import load_model, save_gpt2
 
 
@@ -23,8 +22,7 @@ def main(argv):
     source, target = argv
     if os.path.realpath(source) == os.path.realpath(target):
         raise ValueError(f"{target}: that is where the model is: give another folder")
-    model, state = load_model(source)
-    tok = Tokenizer.load(os.path.join(source, "tokenizer.json"), state.get("tokenizer_sha256"))
+    model, tok, state = load_model(source)
 
     save_gpt2(model, tok, target, torch.bfloat16)
     if "questions" in state:        # it was tuned

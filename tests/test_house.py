@@ -14,7 +14,7 @@ LIBRARIES = {"torch", "numpy", "regex", "tqdm"}
 
 # What of ours each room may import.
 MAY_IMPORT = {"config": set(), "bpe": set(), "model": set(), "metrics": set(),
-              "gpt2": {"model"},
+              "gpt2": {"model", "bpe"},
               "tasks": {"config"}, "record": {"model", "config"},
               "prepare": {"tasks", "bpe", "config"},
               "train": {"record", "model", "bpe", "config"},

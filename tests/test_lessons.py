@@ -67,8 +67,7 @@ def test_gpt_lesson(toy, tmp_path, monkeypatch, capsys):
 
 def test_attention(toy, tmp_path, capsys):
     """The weights are those that the network uses, and its bases are those of the input."""
-    model, _ = load_model(f"{toy}/out")
-    tok = Tokenizer.load(f"{toy}/out/tokenizer.json")
+    model, tok, _ = load_model(f"{toy}/out")
     ids = tok.encode("the gene reads GATTACAGATTACA")
     weights = attention.attention_weights(model.eval(), ids)
     assert weights.shape == (2, 2, len(ids), len(ids))

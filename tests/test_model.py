@@ -116,8 +116,10 @@ def test_kmers_in_files(kmer_gpt, tmp_path):
     idx = torch.tensor([tok.encode("a cat ACGTACGTAACCGGTTACGT")])
     save_gpt2(gpt, tok, tmp_path / "packed")
     save_checkpoint(str(tmp_path / "best.pt"), gpt)
+    tok.save(tmp_path / "tokenizer.json")
     for folder in (tmp_path / "packed", tmp_path):
-        found, _ = load_model(str(folder))
+        found, its_tok, _ = load_model(str(folder))
+        assert its_tok.vocab == tok.vocab
         assert found.config.kmer == 4 and torch.equal(found(idx)[0], gpt(idx)[0])
     transformers = pytest.importorskip("transformers")
     with pytest.raises(ValueError, match="gpt2-kmers"):     # rather than to load another model
@@ -208,12 +210,12 @@ def test_gpt2_files_in_bfloat16(gpt, tok, tmp_path):
     save_gpt2(gpt, tok, tmp_path / "half", torch.bfloat16)
     sizes = [os.path.getsize(tmp_path / name / "model.safetensors") for name in ("full", "half")]
     assert 0.45 < sizes[1] / sizes[0] < 0.55
-    model, state = load_model(tmp_path / "half")
+    model, _, state = load_model(tmp_path / "half")
     assert state == {}
     for p, q in zip(model.parameters(), gpt.parameters()):
         assert torch.equal(p, q.bfloat16().float())
     (tmp_path / "half" / "questions.json").write_text('{"letters": {"choices": ["a", "b"]}}')
-    assert load_model(tmp_path / "half")[1] == {"questions": {"letters": {"choices": ["a", "b"]}}}
+    assert load_model(tmp_path / "half")[2] == {"questions": {"letters": {"choices": ["a", "b"]}}}
 
 
 def test_a_folder_without_a_model(tmp_path):

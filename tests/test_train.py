@@ -521,7 +521,7 @@ def test_kmers_from_pretraining_to_an_answer(toy, tmp_path):
                    f"--eval_tasks={toy}/data/tasks/tf.test.json", "--max_steps=2", "--device=cpu"])
     export.main([f"{tmp_path}/tuned", f"{tmp_path}/packed"])
     found = [json.loads((tmp_path / name).read_text())["tasks"]["tf"]["n"] for name in ("tuned/scores.json", "packed/scores.json")]
-    packed, questions = load_model(str(tmp_path / "packed"))
-    assert found == [24, 24] and packed.config.kmer == 4 and "tf" in questions["questions"]
+    packed, _, state = load_model(str(tmp_path / "packed"))
+    assert found == [24, 24] and packed.config.kmer == 4 and "tf" in state["questions"]
     with pytest.raises(ValueError, match="kmer=9: choose 2 to 8 bases"):
         run(toy, tmp_path / "nine", "--kmer=9")
