@@ -15,7 +15,8 @@ in front of the sequence, the nearest last:
 
 No record is its own example, nor is its reverse complement. A longer prompt is cut at the end of
 its input by instruct.py, which is where the sequence now is; with --init_from each prompt has only
-as many examples as fit into the context of that model.
+as many examples as fit into the context of that model. With --rows=1500 at most so many training
+rows of each file are written, drawn at random; their examples are among all.
 
 With --nearest the vote of the examples alone is scored too, without a model: a baseline, in
 scores/nearest.json of the first folder. All baselines there are copied to the second one, because
@@ -152,9 +153,13 @@ def add_examples(files, args):
 
     train = by_task(r for name, records in files.items() if not is_scored(name)
                     for r in records if usable(r))
+    rng = random.Random(args.seed)
+    files = {name: rng.sample(records, args.rows)
+             if not is_scored(name) and args.rows and args.rows < len(records) else records
+             for name, records in files.items()}
     tok, max_len = room_for_prompts(args.init_from, files) if args.init_from else (None, None)
 
-    files, votes, wanted, given = dict(files), {}, 0, 0
+    votes, wanted, given = {}, 0, 0
     for name in tqdm(files, desc="few-shot examples", unit=" files", disable=None):
         records = files[name] = list(files[name])
         for task, known in train.items():
@@ -186,6 +191,7 @@ def main(argv):
     parser.add_argument("--shots", type=int, default=0, help="few-shot examples per prompt")
     parser.add_argument("--nearest", action="store_true", help="those most similar in 6-mers")
     parser.add_argument("--init_from", help="folder of a model: no more examples than it can read")
+    parser.add_argument("--rows", type=int, help="at most so many training rows a file")
     parser.add_argument("--reworded", action="store_true",
                         help="give scored rows an instruction that no training row has")
     parser.add_argument("--seed", type=int, default=1337, help="of the examples drawn at random")
