@@ -281,14 +281,6 @@ def test_few_shot_folder(toy, tasks, tmp_path, capsys):
         assert len(examples) <= 2 and {tuple(line.split(": ")) for line in examples} <= known
     assert any("\n" in r["input"] for r in new)
 
-    # fewer training rows, with examples among all; as many scored rows
-    few_shot.main([str(tasks), f"{tmp_path}/few", "--shots=1", "--rows=5"])
-    few, all_rows = (read_tasks([f"{folder}/tf.train.json"]) for folder in (tmp_path / "few", tasks))
-    sequences = [r["input"] for r in all_rows]
-    assert len(few) == 5 < len(all_rows)
-    assert all(r["input"].split("\n")[-1] in sequences for r in few)
-    assert len(read_tasks([f"{tmp_path}/few/tf.test.json"])) == len(old)
-
     # the baselines, and a printed table
     votes = load(out / "scores/nearest.json")
     assert votes == load(tasks / "scores/nearest.json") and votes["shots"] == 2
@@ -297,6 +289,14 @@ def test_few_shot_folder(toy, tasks, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert re.search(r"[\d,]+ examples of [\d,]+ fit into \d+ tokens", printed)
     assert "the vote of the nearest 2" in printed and printed.endswith(f"wrote {out}\n")
+
+    # fewer training rows, with examples among all; as many scored rows
+    few_shot.main([str(tasks), f"{tmp_path}/few", "--shots=1", "--rows=5"])
+    few, all_rows = (read_tasks([f"{folder}/tf.train.json"]) for folder in (tmp_path / "few", tasks))
+    sequences = [r["input"] for r in all_rows]
+    assert len(few) == 5 < len(all_rows)
+    assert all(r["input"].split("\n")[-1] in sequences for r in few)
+    assert len(read_tasks([f"{tmp_path}/few/tf.test.json"])) == len(old)
 
 
 def test_reworded(tasks, tmp_path):

@@ -13,8 +13,8 @@ SIX = ["bpe", "model", "prepare", "train", "instruct", "sample"]
 LIBRARIES = {"torch", "numpy", "regex", "tqdm"}
 
 # What of ours each room may import.
-MAY_IMPORT = {"config": set(), "bpe": set(), "model": set(), "metrics": set(),
-              "gpt2": {"model", "bpe"},
+MAY_IMPORT = {"config": set(), "model": set(), "metrics": set(), "tokenizer_json": set(),
+              "bpe": {"tokenizer_json"}, "gpt2": {"model", "bpe"},
               "tasks": {"config"}, "record": {"model", "config"},
               "prepare": {"tasks", "bpe", "config"},
               "train": {"record", "model", "bpe", "config"},
@@ -35,13 +35,12 @@ def sources(*folders):
 
 
 def test_files_are_short():
-    """What is above the double lines is to be read; below them the same is done fast, or files of
-    other programs are read."""
+    """What is above the double line of bpe.py is to be read; below it the same is done fast."""
     texts = {name: read(f"{name}.py") for name in MAY_IMPORT if name != "config"}
+    lines = {name: text.count("\n") for name, text in texts.items()}
     above = {name: text.split("\n# ====")[0].count("\n") for name, text in texts.items()}
-    assert sum(above[name] for name in SIX) <= 2200 and sum(above.values()) <= 3400
-    assert sum(texts[name].count("\n") for name in SIX) <= 2650
-    assert max(above.values()) <= 520
+    assert sum(lines[name] for name in SIX) <= 2520 and sum(lines.values()) <= 3850
+    assert sum(above[name] for name in SIX) <= 2200 and max(above.values()) <= 520
     assert len(read("README.md").splitlines()) <= 165
 
 
