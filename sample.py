@@ -160,8 +160,7 @@ def parse_message(text, questions):
     """What somebody typed or pasted -> (instruction, DNA), either of which may be empty
 
     FASTA headers are skipped. A question's number or its task's name asks it, and all else is its
-    sequence.
-    Otherwise DNA is told from words line by line.
+    sequence. Otherwise DNA is told from words line by line.
     """
     # a prompt as sample.py prints it
     if "### Instruction:" in text:
