@@ -41,7 +41,7 @@ RUN = "[ACGT]{8}"
 
 # English is split as in GPT-2, except that a word ends where a run of DNA begins.
 ENGLISH = (r"'(?:[sdmt]|ll|ve|re)"                          # contractions
-           r"| ?(?:[^\P{L}ACGT]|(?!" + RUN + r")[ACGT])+"   # words; [^\P{L}ACGT]: other letters
+           r"| ?(?:[^\P{L}ACGT]|(?!" + RUN + r")[ACGT])+"   # words; [^\P{L}ACGT]: any letter but these
            r"| ?\p{N}+"                                     # numbers
            r"| ?[^\s\p{L}\p{N}]+"                           # punctuation
            r"|\s+(?!\S)|\s+")                               # white space
@@ -82,7 +82,7 @@ FIRST_IDS = {token: i for i, token in enumerate([END_OF_TEXT, *sorted(BYTE_NAME)
 
 
 def to_bytes(text):
-    """-> the UTF-8 of a text, of half a surrogate pair too (a str may hold one)"""
+    """-> the UTF-8 bytes of a text; a lone surrogate, which a str may hold, is encoded too"""
     return text.encode("utf-8", "surrogatepass")
 
 
@@ -131,7 +131,7 @@ def plain_train(pieces, vocab_size):
         counts = Counter(pair for ids in pieces for pair in zip(ids, ids[1:]))
         if not counts:
             break                               # every piece is one token
-        # The most frequent pair; of several, the one of the smaller ids
+        # The most frequent pair; among equals, the one with the smallest ids
         pair = min(counts, key=lambda p: (-counts[p], p))
         merges[pair] = new
         pieces = [merge(ids, pair, new) for ids in pieces]
@@ -157,7 +157,7 @@ class Tokenizer:
     """A vocabulary, its merges in the order they were learned, and a split pattern.
 
     vocab: {token in printable form: id}
-    merges: [(left, right, new id), ...]
+    merges: [(left, right, new id), ...]; plain_encode takes them as {(left, right): new id}
     pattern: the regular expression of the split, or None for no split
     specials: tokens of `vocab` that stand for themselves and not for bytes
     split: the name of the pattern in SPLITS, or "custom"
@@ -223,7 +223,8 @@ class Tokenizer:
         return cls(vocab, merges, SPLITS[split])
 
     def encode(self, text):
-        """-> list of ids: of each piece, those of plain_encode; never a special token"""
+        """-> list of ids: of each piece, those of plain_encode. A special token's name in a text is
+        read as plain characters."""
         return self.encode_batch([text])[0].tolist()
 
     def encode_batch(self, texts):
@@ -255,8 +256,11 @@ class Tokenizer:
     @classmethod
     def load(cls, path, sha256=None):
         """Read a tokenizer.json, ours or another byte-level BPE, to give the library's ids.
-        ValueError names a setting that is not supported, and, with the `sha256` of the file with
-        which data or a model were made, any other file."""
+
+        sha256: if given, the hash that the file must have: of the tokenizer with which data or a
+            model were made
+        ValueError if it differs, or if a setting is not supported
+        """
         with open(path, "rb") as f:
             raw = f.read()
         if sha256 is not None and hashlib.sha256(raw).hexdigest() != sha256:
@@ -281,8 +285,9 @@ class Tokenizer:
 #     tail[i]  the token that ends at byte i (valid only where a token ends)
 #
 # Neighbours are found by arithmetic: after a token at i comes the one that starts at
-# i + length[head[i]], before it the one that ends at i - 1. An empty cell separates two
-# pieces. A merge writes three cells. In "banana", "a" and "n" are merged at i=1 and i=3:
+# i + length[head[i]], before it the one that ends at i - 1. Before, between and after pieces
+# is a cell more, always empty. A merge writes three cells. In "banana", "a" and "n" are merged
+# at i=1 and i=3 (a dot: empty in head; in tail an old value, never read):
 #
 #     head   b   a  n  a  n  a        b  an   .  an   .  a
 #     tail   b   a  n  a  n  a   ->   b   .  an   .  an  a
@@ -335,8 +340,9 @@ def count_pieces(docs, tok):
 def learn_merges(counts, vocab_size):
     """counts: {piece: how often it occurs} -> one (left, right, new, count) at a time
 
-    Each merge yields a new byte string: where bytes have become one token, no merge has crossed
-    their edges, so the merges inside depend on these bytes only, and are the same everywhere.
+    No two merges make the same byte string, so each new token has a new name: where bytes have
+    become one token, no merge has crossed their edges, so the merges inside depend on these bytes
+    only, and are the same everywhere.
     """
     corpus = Corpus(counts, vocab_size)
     best = corpus.most_frequent()
@@ -477,7 +483,7 @@ class PairRanks:
         self.slots[self.slot(codes)[::-1]] = ranks[::-1]
         rest = np.flatnonzero(self.slots[self.slot(codes)] != ranks)
         self.rest = np.append(rest[np.argsort(codes[rest])], self.no_merge)
-        self.codes = np.append(codes, -1)               # of "no merge" too
+        self.codes = np.append(codes, -1)               # the last: the code of no pair
 
     def slot(self, codes):
         # The top bits of a product with an odd number, here MurmurHash3's, depend on all bits.
@@ -509,7 +515,8 @@ def level_ends(merges):
 
 def winners(mine, left, right):
     """mine, left, right: (n,) the ranks of a level's pairs, by position, and of those to the left
-    and right of each -> (n,) which are merged now: those of lower rank than both"""
+    and right of each -> (n,) which are merged now: those of lower rank than both, and in a run of
+    equal pairs every other one, from the left"""
     wins = (mine < left) & (mine <= right)
 
     # AAAAA is a run of equal pairs: if the first of them wins, every other one does.
@@ -543,7 +550,8 @@ class Encoder:
 
     def encode_batch(self, texts):
         """list of str -> list of arrays of ids. Each distinct word is encoded once."""
-        # Texts as numbers of their words, which are counted up as they come.
+        # Number the distinct words in the order of their appearance. sequence: all texts as word
+        # numbers, of which text i has stops[i] to stops[i + 1].
         number = defaultdict(itertools.count().__next__)
         sequence, stops = [], [0]
         for text in texts:

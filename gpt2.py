@@ -2,7 +2,7 @@
 GPT-2 files, in the layout of the `transformers` library: model.safetensors, config.json and
 tokenizer.json in a folder. Not needed to understand the network.
 
-    model = from_gpt2("gpt2")                   # the published one, or of models/export.py
+    model = from_gpt2("folder/of/gpt2")         # OpenAI's files, or those of models/export.py
     save_gpt2(model, tok, "packed", torch.bfloat16)
     model, tok, state = load_model("out/toy")   # whichever files a folder has
 """
@@ -17,7 +17,7 @@ from model import GPT, GPTConfig, load_checkpoint
 
 
 # What these keys of a config.json must say, where present, for the network to be that of model.py.
-PLAIN_GPT2 = {"model_type": ("gpt2", "gpt2-kmers"),
+SUPPORTED = {"model_type": ("gpt2", "gpt2-kmers"),
               "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
               "layer_norm_epsilon": (1e-5,), "scale_attn_weights": (True,),
               "scale_attn_by_inverse_layer_idx": (False,), "tie_word_embeddings": (True,),
@@ -33,7 +33,7 @@ def from_gpt2(folder, dropout=0.0):
     try:
         with open(path, encoding="utf-8") as f:
             c = json.load(f)
-        for key, allowed in PLAIN_GPT2.items():
+        for key, allowed in SUPPORTED.items():
             if c.get(key, allowed[0]) not in allowed:
                 raise ValueError(f"{key} is {c[key]!r}, which this network does not have")
         if c.get("n_inner") not in (None, 4 * c["n_embd"]):
@@ -42,7 +42,7 @@ def from_gpt2(folder, dropout=0.0):
                               n_layer=c["n_layer"], n_head=c["n_head"], n_embd=c["n_embd"],
                               dropout=dropout, kmer=c.get("kmer", 0)))
     except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise ValueError(f"{path}: not the config of a plain GPT-2 ({e})") from None
+        raise ValueError(f"{path}: not the config of a GPT-2 that can be read here ({e})") from None
 
     path = os.path.join(folder, "model.safetensors")
     tensors = {name.removeprefix("transformer."): tensor
@@ -57,6 +57,7 @@ def from_gpt2(folder, dropout=0.0):
                                  "config.json says")
             p.copy_(tensor)
     if model.config.kmer:
+        # its tables are no parameters, but made of the vocabulary
         with open(os.path.join(folder, "tokenizer.json"), encoding="utf-8") as f:
             model.transformer.kmers.read_vocab(json.load(f)["model"]["vocab"])
     return model
@@ -64,17 +65,20 @@ def from_gpt2(folder, dropout=0.0):
 
 def save_gpt2(model, tok, folder, dtype=torch.float32):
     """Write weights as float32 or in another `dtype`, config, and the tokenizer `tok` to a folder.
-    `transformers` loads it, but refuses a model with k-mers, which would be another one there."""
+
+    `transformers` loads it, except with k-mers: it would ignore them, so that model_type makes it
+    refuse.
+    """
     os.makedirs(folder, exist_ok=True)
     c = model.config
     files = {
         "config.json": dict(
             model_type="gpt2-kmers" if c.kmer else "gpt2", architectures=["GPT2LMHeadModel"],
-            vocab_size=c.vocab_size,
-            n_positions=c.block_size, n_ctx=c.block_size, n_embd=c.n_embd, n_layer=c.n_layer,
-            n_head=c.n_head, activation_function="gelu_new", layer_norm_epsilon=1e-5,
+            vocab_size=c.vocab_size, n_positions=c.block_size, n_ctx=c.block_size,
+            n_embd=c.n_embd, n_layer=c.n_layer, n_head=c.n_head, kmer=c.kmer,
+            activation_function="gelu_new", layer_norm_epsilon=1e-5, tie_word_embeddings=True,
             resid_pdrop=c.dropout, embd_pdrop=c.dropout, attn_pdrop=c.dropout,
-            bos_token_id=tok.eot, eos_token_id=tok.eot, tie_word_embeddings=True, kmer=c.kmer),
+            bos_token_id=tok.eot, eos_token_id=tok.eot),
         # without it, AutoTokenizer would split by the pattern of OpenAI's GPT-2
         "tokenizer_config.json": dict(
             tokenizer_class="PreTrainedTokenizerFast", model_max_length=c.block_size,
@@ -131,8 +135,11 @@ def write_safetensors(path, tensors):
 # Whatever a folder has
 
 def load_model(folder, device="cpu", dropout=0.0):
-    """Read a model folder -> (model on `device`, its tokenizer, a dict with what else is known of it):
-    its best.pt, or, where there is none, its GPT-2 files, with the questions that it was tuned on."""
+    """Read a model folder: its best.pt, or, where there is none, its GPT-2 files
+
+    -> (model on `device`, its tokenizer, a dict with what else is known of it, such as the questions
+    that it was tuned on)
+    """
     path = os.path.join(folder, "best.pt")
     if os.path.exists(path) or not os.path.exists(os.path.join(folder, "model.safetensors")):
         model, state = load_checkpoint(path, device, dropout)

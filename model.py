@@ -2,7 +2,8 @@
 GPT-2: the network, its loss, a key-value cache, generation, checkpoints.
 
     model = GPT(GPTConfig(vocab_size=8192, block_size=256, n_layer=6, n_head=6, n_embd=384))
-    logits, loss = model(idx, targets)
+    logits, _ = model(idx)
+    _, loss = model(idx, targets)
     for token in model.generate([12, 7, 5], max_new_tokens=20, stop=0): ...
 
 The network is that of Radford et al. (2019), "Language Models are Unsupervised Multitask
@@ -11,8 +12,8 @@ everywhere, LM head tied to the token embedding. Parameters have the names of th
 whose files gpt2.py reads and writes. (With kmer, embeddings of k-mers of DNA are added, which GPT-2
 does not have.)
 
-Shapes: B batch, T time (tokens), S keys (cached tokens and these), C channels (n_embd), H heads,
-D head size (C / H), V vocabulary.
+Shapes: B batch, T time (tokens), P tokens of a shared prefix, S keys (the cached tokens and the new
+ones), C channels (n_embd), H heads, D head size (C / H), V vocabulary.
 """
 import math
 import os
@@ -123,16 +124,21 @@ class KmerEmbedding(nn.Module):
     """An embedding for each k-mer of DNA; a token is given the sum over the k-mers that end in it.
 
     BPE cuts the same motif in many ways, by what stands beside it, and each way would have to be
-    learned by itself. A k-mer is the same wherever tokens begin and end. They begin at zero.
+    learned by itself. A k-mer is the same wherever tokens begin and end. The embeddings start as
+    zeros, so that an untrained network is plain GPT-2.
+
+    weight: (4^k + 1, C); the last row stands for "no k-mer" and stays zero
+    length: (V,) a token's bases, 0 if it is not spelled in A, C, G, T alone
+    code: (V, LONGEST) of each token, its first 1, 2, ... bases as numbers in base 4
     """
-    LONGEST = 16        # bases of a token; of a longer one the last 16 are read
+    # Of a longer token, and there are few, the last 16 bases are read as if they followed the token
+    # before it: k - 1 of its k-mers are then not in the DNA.
+    LONGEST = 16
 
     def __init__(self, config):
         super().__init__()
         self.k = config.kmer
-        self.weight = nn.Parameter(torch.zeros(4 ** self.k + 1, config.n_embd))     # the last: none
-        # of each token: its number of bases (0: no DNA), and the number in base 4 that its first 1,
-        # 2, ... bases are
+        self.weight = nn.Parameter(torch.zeros(4 ** self.k + 1, config.n_embd))
         self.register_buffer("length", torch.zeros(config.vocab_size, dtype=torch.long))
         self.register_buffer("code", torch.zeros(config.vocab_size, self.LONGEST, dtype=torch.long))
 
@@ -151,18 +157,20 @@ class KmerEmbedding(nn.Module):
         before: (B, k - 1) the ids before them, -1 where there are none
         -> (B, T, C)
         """
-        # the bases before each token, as a number: of the token before it, of the one before that,
-        # and so on, as long as they are DNA
+        # each token's bases, and its last k - 1 as a number
         ids, T = torch.cat([before, idx], dim=1), idx.size(1)
-        length = self.length[ids] * (ids >= 0)                                      # (B, k - 1 + T)
-        code = self.code[ids, length - 1] % 4 ** (self.k - 1)
+        lengths = self.length[ids] * (ids >= 0)                                     # (B, k - 1 + T)
+        endings = self.code[ids, lengths - 1] % 4 ** (self.k - 1)
+
+        # past: the bases before each token as a number; known: how many of them. Go back token by
+        # token until one is not DNA; k - 1 are enough, as each has a base or more
         known = past = torch.zeros_like(idx)                                        # (B, T)
-        is_dna = torch.ones_like(idx, dtype=torch.bool)
+        unbroken = torch.ones_like(idx, dtype=torch.bool)
         for back in range(1, self.k):
-            here = slice(self.k - 1 - back, self.k - 1 - back + T)
-            is_dna = is_dna & (length[:, here] > 0)
-            past = past + is_dna * code[:, here] * 4 ** known
-            known = known + is_dna * length[:, here]
+            earlier = slice(self.k - 1 - back, self.k - 1 - back + T)
+            unbroken = unbroken & (lengths[:, earlier] > 0)
+            past = past + unbroken * endings[:, earlier] * 4 ** known
+            known = (known + unbroken * lengths[:, earlier]).clamp(max=self.k - 1)
 
         # the k-mer that ends at each base of each token
         j = torch.arange(1, self.LONGEST + 1, device=idx.device)
@@ -229,7 +237,7 @@ class GPT(nn.Module):
         positions = self.transformer.wpe(position.clamp(max=self.config.block_size - 1))
         x = self.transformer.wte(idx) + positions
         if self.config.kmer:
-            before = (cache or Cache()).before(idx, position, self.config.kmer - 1)
+            before = (cache or Cache()).append_ids(idx, position, self.config.kmer - 1)
             x = x + self.transformer.kmers(idx, before)
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
@@ -248,7 +256,7 @@ class GPT(nn.Module):
             raise ValueError(f"{P + T} tokens do not fit into block_size={self.config.block_size}")
         if position is None:
             position = torch.arange(P, P + T, device=idx.device)[None]
-        mask = None if cache is None else cache.mask(position)
+        mask = None if cache is None else cache.append_positions(position)
         x = self.embed(idx, position, cache)
         for block in self.transformer.h:
             x = block(x, mask, cache)
@@ -260,10 +268,11 @@ class GPT(nn.Module):
         targets: (B, T) the id that should follow each token, -1 where there is nothing to learn
         prefix: (P,) tokens that all rows begin with, without a loss; they are computed only once
         at: (N,) the positions in idx.flatten() that have a target; then targets is (N,), and the LM
-            head is computed only there. (To find them here would be to wait for the GPU.)
+            head is computed only there. (Finding them here would make the CPU wait for the GPU.)
 
         -> without targets the logits (B, T, V), and None; with targets None, and the mean loss in
-        nats. (Logits that a compiled model returns get a gradient too: zeros of their size.)
+        nats. (Of a compiled model that returned both, the logits would get a gradient too: zeros
+        of their size.)
         """
         cache = None
         if prefix is not None and len(prefix):
@@ -358,7 +367,7 @@ class GPT(nn.Module):
 
 class Cache:
     """Keys and values of the tokens read so far, and their positions. A token attends to those at
-    positions up to its own; padding is at the position PADDING, so that nothing attends to it.
+    positions up to its own; padding is at the position PADDING, so that no real token attends to it.
 
     First comes one row, a shared prefix (B=1), then the rows that continue it. When `frozen`, the
     cache is read but not extended.
@@ -368,7 +377,7 @@ class Cache:
     def __init__(self):
         self.layers = {}            # layer -> (keys, values), each (B or 1, H, S, D)
         self.position = None        # (B or 1, S)
-        self.ids = None             # of the last few tokens, (B or 1, n)
+        self.ids = None             # (B or 1, n), the last n tokens, where k-mers need them
         self.frozen = False
 
     @property
@@ -376,7 +385,7 @@ class Cache:
         """S, how many tokens are cached"""
         return 0 if self.position is None else self.position.size(1)
 
-    def mask(self, position):
+    def append_positions(self, position):
         """Append the positions (B or 1, T) of new tokens -> which of the S keys, the new ones among
         them, each of the new tokens attends to, bool (B or 1, 1, T, S)"""
         keys = position
@@ -386,14 +395,14 @@ class Cache:
             self.position = keys
         return keys[:, None, None, :] <= position[:, None, :, None]
 
-    def before(self, idx, position, n):
+    def append_ids(self, idx, position, n):
         """Append the ids (B, T) of new tokens -> the n ids before them (B, n), -1 where there are
-        none. Padding is passed over."""
+        none. Padding, on the right, is not kept."""
         before = idx.new_full((1, n), -1) if self.ids is None else self.ids
         before = before.expand(len(idx), -1)
         if not self.frozen:
-            size = (position != self.PADDING).sum(dim=1, keepdim=True)              # (B or 1, 1)
-            last = (size + torch.arange(n, device=idx.device)).expand(len(idx), -1)
+            n_new = (position != self.PADDING).sum(dim=1, keepdim=True)             # (B or 1, 1)
+            last = (n_new + torch.arange(n, device=idx.device)).expand(len(idx), -1)
             self.ids = torch.cat([before, idx], dim=1).gather(1, last)
         return before
 
@@ -410,7 +419,7 @@ class Cache:
 def common_prefix(rows):
     """-> how many ids all rows (lists of ids) begin with; the last id of each is not counted, so
     that something is left of every row"""
-    first, last = min(rows), max(rows)      # sorted, the first and the last row differ the most
+    first, last = min(rows), max(rows)      # when sorted, these two share the shortest prefix
     shortest = min(map(len, rows)) - 1
     return next((i for i in range(shortest) if first[i] != last[i]), max(0, shortest))
 

@@ -49,8 +49,10 @@ def write_settings(vocab, merges, pattern, specials):
 # ------------------------------------------------------------------------------------------------
 # Reading
 
-# The values or types with which a setting is read; None: it may also be absent.
+# How a message names a type
 KINDS = {dict: "an object", list: "a list", str: "text"}
+
+# The values or types with which a setting is read; None: it may also be absent.
 FILE = {"model": [dict], "normalizer": [None], "truncation": [None], "padding": [None]}
 MODEL = {"vocab": [dict], "merges": [list], "type": ["BPE", None], "dropout": [None, 0],
          "unk_token": [None], "continuing_subword_prefix": [None, ""],
@@ -76,20 +78,20 @@ def check(settings, where, supported):
                              f"{' or '.join(names)}")
 
 
-def read_settings(file, letters):
+def read_settings(file, byte_names):
     """The content of a tokenizer.json -> (vocab, merges, pattern, specials), as of a Tokenizer.
     ValueError (or TypeError, KeyError, AttributeError) for what is not supported.
-    letters: GPT-2's names of bytes"""
+    byte_names: {GPT-2's name of a byte: the byte}"""
     check(file, "", FILE)
     check(file["model"], "model.", MODEL)
     check(file.get("post_processor") or {"type": None}, "post_processor.",
           {"type": ["ByteLevel", None]})
-    vocab, specials = read_vocab({"added_tokens": []} | file, letters)
-    merges = read_merges(file["model"]["merges"], vocab, specials, letters)
+    vocab, specials = read_vocab({"added_tokens": []} | file, byte_names)
+    merges = read_merges(file["model"]["merges"], vocab, specials, byte_names)
     return vocab, merges, read_split(file.get("pre_tokenizer") or {"type": "null"}), specials
 
 
-def read_vocab(file, letters):
+def read_vocab(file, byte_names):
     """-> {token: id}, special tokens"""
     check(file, "", {"added_tokens": [list]})
     vocab, specials = dict(file["model"]["vocab"]), []
@@ -106,15 +108,15 @@ def read_vocab(file, letters):
             raise ValueError(f"the id of token {token!r} is {json.dumps(i):.60}")
         if owner.setdefault(i, token) != token:
             raise ValueError(f"tokens {owner[i]!r} and {token!r} have the same id, {i}")
-        if token not in specials and not set(token) <= letters.keys():
+        if token not in specials and not set(token) <= byte_names.keys():
             raise ValueError(f"token {token!r} is not spelled in GPT-2's names of bytes")
     return vocab, tuple(specials)
 
 
-def read_merges(pairs, vocab, specials, letters):
+def read_merges(pairs, vocab, specials, byte_names):
     """-> [(left, right, new), ...] as ids"""
     # Each merge makes a new token of two earlier ones, which is what fast encoding relies on.
-    merges, known = [], vocab.keys() & letters.keys()
+    merges, known = [], vocab.keys() & byte_names.keys()
     for pair in pairs:
         left, right = pair.split(" ") if isinstance(pair, str) else pair
         new = left + right
@@ -135,11 +137,12 @@ def read_split(pre_tokenizer):
     if types not in ("ByteLevel", "Split + ByteLevel"):
         raise ValueError(f"pre_tokenizer is {types}; supported: ByteLevel or Split + ByteLevel")
 
-    # ByteLevel splits as GPT-2 does, unless told otherwise; after a Split it may not.
+    # ByteLevel splits as GPT-2 does, unless told otherwise. After a Split it must be told so.
+    has_split = len(steps) == 2
     byte_level = {"use_regex": True} | steps[-1]
     check(byte_level, "ByteLevel.", {"add_prefix_space": [False, None],
-                                     "use_regex": [False] if steps[1:] else [False, True]})
-    if not steps[1:]:
+                                     "use_regex": [False] if has_split else [False, True]})
+    if not has_split:
         return GPT2_PATTERN if byte_level["use_regex"] else None
 
     check(steps[0], "Split.", SPLIT)

@@ -332,12 +332,12 @@ def test_common_prefix():
 def test_mask_by_hand():
     """One cached row of two tokens, then two rows that continue it, the second one padded"""
     cache = Cache()
-    assert cache.mask(torch.tensor([[0, 1]])).int().tolist() == [[[[1, 0], [1, 1]]]]
+    assert cache.append_positions(torch.tensor([[0, 1]])).int().tolist() == [[[[1, 0], [1, 1]]]]
     position = torch.tensor([[2, 3], [2, Cache.PADDING]])
-    assert cache.mask(position).int().tolist() == [[[[1, 1, 1, 0], [1, 1, 1, 1]]],
+    assert cache.append_positions(position).int().tolist() == [[[[1, 1, 1, 0], [1, 1, 1, 1]]],
                                                    [[[1, 1, 1, 0], [1, 1, 1, 1]]]]
     # what comes after the padding does not attend to it
-    assert cache.mask(torch.tensor([[4], [3]])).int().tolist() == [[[[1, 1, 1, 1, 1]]],
+    assert cache.append_positions(torch.tensor([[4], [3]])).int().tolist() == [[[[1, 1, 1, 1, 1]]],
                                                                    [[[1, 1, 1, 0, 1]]]]
 
 
@@ -408,7 +408,7 @@ def test_a_gpt2_that_is_not_plain_is_refused(gpt, tok, tmp_path, key, value):
     save_gpt2(gpt, tok, tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
-    with pytest.raises(ValueError, match=f"config.json: not the config of a plain GPT-2 .{key} is"):
+    with pytest.raises(ValueError, match=f"config.json: not the config of a GPT-2 that can be read here .{key} is"):
         from_gpt2(tmp_path)
 
 
