@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The laptop preset from raw files to the table of 27 tasks: under 90 minutes on one or two CPU cores.
+# The laptop preset from raw files to the table of 27 tasks: under 90 minutes on two CPU cores.
 #
 #     bash results/laptop.sh             # out/laptop, out/laptop-instruct
 #     bash results/laptop.sh 2           # another seed: out/laptop-seed2, out/laptop-seed2-instruct
