@@ -18,10 +18,10 @@ from model import GPT, GPTConfig, load_checkpoint
 
 # What these keys of a config.json must say, where present, for the network to be that of model.py.
 SUPPORTED = {"model_type": ("gpt2", "gpt2-kmers"),
-              "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-              "layer_norm_epsilon": (1e-5,), "scale_attn_weights": (True,),
-              "scale_attn_by_inverse_layer_idx": (False,), "tie_word_embeddings": (True,),
-              "add_cross_attention": (False,)}
+             "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+             "layer_norm_epsilon": (1e-5,), "scale_attn_weights": (True,),
+             "scale_attn_by_inverse_layer_idx": (False,), "tie_word_embeddings": (True,),
+             "add_cross_attention": (False,)}
 # The published GPT-2 keeps these matrices as (in, out), where nn.Linear has (out, in).
 CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 SAFETENSORS_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

@@ -17,8 +17,8 @@ from tqdm import tqdm
 import config
 from bench.kmers import score_labels, write_scores
 from config.machine import find_machine
-from instruct import InstructConfig, answer, answer_both_strands
 from gpt2 import load_model
+from instruct import InstructConfig, answer, answer_both_strands
 from metrics import table, with_means
 from tasks import by_task, max_prompt_len, read_tasks
 

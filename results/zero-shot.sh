@@ -24,7 +24,7 @@ tune() {
 }
 
 # The vote, and prompts that begin with the three nearest training rows and their labels.
-if [ ! -d data/laptop/nearest ]; then
+if [ ! -d data/laptop/reworded ]; then
     python -m bench.few_shot $tasks data/laptop/nearest --shots=3 --nearest --rows=1500 --init_from=out/laptop
     python -m bench.few_shot $tasks data/laptop/reworded --reworded
 fi
