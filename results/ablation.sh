@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Pretrained on DNA alone, on English alone, on both; each then tuned on the same 11 tasks. The
-# amounts of text are the same: 230 + 270 = 500 steps. The tokenizer is that of the preset for all
-# three. Run this first: PRESET=results/laptop-14m.toml bash results/laptop.sh
+# Pretrain on DNA alone, on English alone, and on both. Then tune each model on the same 11 tasks.
+# The model of both reads as much of each language as the others do: 500 = 230 + 270 steps. All
+# three have the preset's tokenizer. Run this first:
+#
+#     PRESET=results/laptop-14m.toml bash results/laptop.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -31,4 +33,4 @@ for run in dna english both; do
         --max_steps=400 --eval_interval=200 --val_fraction=0.02
 done
 
-python -m results.plot --compare out/dna-instruct out/english-instruct out/both-instruct
+python -m tools.plot --compare out/dna-instruct out/english-instruct out/both-instruct

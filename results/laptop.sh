@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# The laptop preset from raw files to the table of 27 tasks: under 90 minutes on two CPU cores.
+# Run the laptop preset, from raw files to the table of 27 tasks. It takes under 90 minutes on two
+# CPU cores.
 #
 #     bash results/laptop.sh             # out/laptop, out/laptop-instruct
 #     bash results/laptop.sh 2           # another seed: out/laptop-seed2, out/laptop-seed2-instruct
 #
-# DNA, ENGLISH and TASKS name other input files, comma-separated; PRESET another preset.
+# DNA, ENGLISH and TASKS name other input files, separated by commas. PRESET names another preset.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -22,7 +23,7 @@ fi
 # The data and the baseline are the same for every seed.
 if [ ! -d "$data" ]; then
     python prepare.py "$preset" --dna="$dna" --english="$english" --tasks="$tasks" --val_fraction=0.002
-    python -m bench.kmers "$data/tasks"
+    python -m tools.kmers "$data/tasks"
 fi
 
 python train.py "$preset" --out_dir="$out" --seed="$seed"

@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
-# Steps of one instruction against steps that mix four. The result is the held-out loss in
-# log.jsonl. Run this first: PRESET=results/laptop-14m.toml bash results/laptop.sh
+# Compare steps of one instruction with steps that mix four. The result is the held-out loss in
+# log.jsonl. Run this first:
+#
+#     PRESET=results/laptop-14m.toml bash results/laptop.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-tune() {        # tune NAME [--key=value ...]: 150 steps of 64 rows, into out/NAME
+# tune NAME [--key=value ...]: tune for 150 steps of 64 rows, and write out/NAME
+tune() {
     name=$1
     shift
     python instruct.py results/laptop-14m.toml --out_dir="out/$name" --max_steps=150 --warmup_steps=20 \

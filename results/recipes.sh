@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Muon against AdamW on the text of the first laptop preset.
-# Run this first: PRESET=results/laptop-14m.toml bash results/laptop.sh
+# Compare Muon with AdamW on the text of the first laptop preset. Run this first:
+#
+#     PRESET=results/laptop-14m.toml bash results/laptop.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# Two seeds of each. AdamW has nanoGPT's learning rate and twice the steps.
+# Two seeds of each. AdamW has nanoGPT's learning rate and twice as many steps as Muon.
 for seed in 1337 2; do
     suffix=
     if [ "$seed" != 1337 ]; then
@@ -16,7 +17,7 @@ for seed in 1337 2; do
         --optimizer=adamw --learning_rate=6e-4 --max_steps=1000
 done
 
-# Other rates, one seed.
+# Other rates, with one seed.
 python train.py results/laptop-14m.toml --out_dir=out/muon-3e-3 --learning_rate=3e-3 \
     --max_steps=500 --eval_interval=50
 for rate in 1e-3 2e-3 4e-3; do
@@ -24,4 +25,4 @@ for rate in 1e-3 2e-3 4e-3; do
         --optimizer=adamw --learning_rate="$rate" --max_steps=500
 done
 
-python -m results.plot out/muon out/muon-seed-2 out/adamw out/adamw-seed-2 --out=assets/loss.png
+python -m tools.plot out/muon out/muon-seed-2 out/adamw out/adamw-seed-2 --out=assets/loss.png
