@@ -4,7 +4,7 @@ ENV = .venv/bin/python
 
 toy: .venv/ready
 	$(ENV) prepare.py
-	$(ENV) -m bench.kmers data/toy/tasks
+	$(ENV) -m tools.kmers data/toy/tasks
 	$(ENV) train.py
 	$(ENV) instruct.py
 	$(ENV) sample.py

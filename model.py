@@ -438,20 +438,13 @@ def choose(logits, temperature, top_k, generator=None):
 
 def save_checkpoint(path, model, **more):
     """Write the model, its config and `more` (tensors, numbers, strings, dicts and lists of them).
-    Atomic: if the process is killed or the disk is full, the previous file stays intact (OSError in
-    the latter case)."""
+    OSError if it cannot be written, such as on a full disk."""
     state = {"model": model.state_dict(), "model_config": asdict(model.config), **more}
     try:
-        with open(f"{path}.tmp", "wb") as f:
+        with open(path, "wb") as f:
             torch.save(state, f)
-            f.flush()
-            os.fsync(f.fileno())        # on the disk before it replaces the previous file
-        os.replace(f"{path}.tmp", path)
-    except (OSError, RuntimeError) as e:    # torch turns some of the former into the latter
-        if os.path.exists(f"{path}.tmp"):
-            os.remove(f"{path}.tmp")
-        raise OSError(f"{path}: cannot be written, is the disk full? ({e}) The one before it is "
-                      "intact: free some space and continue with --resume") from None
+    except RuntimeError as e:       # torch turns some errors of the system into this
+        raise OSError(f"{path}: {e}") from None
 
 
 def load_checkpoint(path, device="cpu", dropout=0.0):

@@ -32,10 +32,11 @@ from tqdm import tqdm
 
 import config
 from bpe import Tokenizer
-from config import toy
-from config.read import (IUPAC, find_tables, read_alpaca, read_fasta, read_paragraphs, require,
-                         reverse_complement, stem)
-from tasks import OVERLAP, alpaca_prompt, find_leaks, is_scored, read_task
+from config import require
+from dna import toy
+from dna.read import (IUPAC, find_tables, read_alpaca, read_fasta, read_paragraphs,
+                      reverse_complement, stem)
+from dna.tasks import OVERLAP, alpaca_prompt, find_leaks, is_scored, read_task
 
 
 @dataclass
@@ -247,11 +248,10 @@ def collect_tasks(cfg):
 
 
 def write_records(path, records):
-    """Write Alpaca records as a JSON array, one per line, atomically."""
-    with open(f"{path}.tmp", "w", encoding="utf-8") as f:
+    """Write Alpaca records as a JSON array, one per line."""
+    with open(path, "w", encoding="utf-8") as f:
         lines = (json.dumps(r, ensure_ascii=False) for r in records)
         f.write("[\n" + ",\n".join(lines) + "\n]\n")
-    os.replace(f"{path}.tmp", path)
 
 
 def write_sequences(tasks, path):

@@ -25,16 +25,18 @@ from typing import NamedTuple
 
 import torch
 
-import analyze
 import config
-from analyze import (GUESS, Question, encode_inputs, find_question, log_probabilities,
-                     make_question, what_was_read)
 from bpe import Tokenizer
+from config import require
 from config.machine import Machine, fast_dtype, find_device
-from config.read import clean_dna, clean_input, require
-from gpt2 import load_model
+from dna.read import clean_dna, clean_input
+from dna.tasks import alpaca_prompt
+from instruct import max_prompt_len
 from model import GPT
-from tasks import alpaca_prompt, max_prompt_len
+from tools import analyze
+from tools.analyze import (GUESS, Question, encode_inputs, find_question,
+                           log_probabilities, make_question, what_was_read)
+from train import load_model
 
 # The default example: a promoter of the toy world, of a gene held out of all training.
 EXAMPLE = ("Determine promoter detection of following dna sequence, "
@@ -232,7 +234,7 @@ def keep_whole_pastes():
     terminal in its canonical mode, which drops what exceeds 4,095 characters of a line: bases of a
     sequence that is pasted together with its question. Out of that mode nothing is dropped."""
     with suppress(ImportError):     # not on Windows
-        import readline     # noqa: F401
+        import readline  # noqa: F401
         import termios
         if sys.stdin.isatty() and sys.stdout.isatty():
             before, mode = termios.tcgetattr(sys.stdin), termios.tcgetattr(sys.stdin)

@@ -115,7 +115,7 @@ stage tuning-step 300 "$python" -m bench.tuning "$preset"
 stage tuning-cudnn 300 "$python" -m bench.tuning "$preset" --undo=cudnn
 stage tuning-prefix 300 "$python" -m bench.tuning "$preset" --mixed=false --compile=no \
     --batch_size=64 --gradient_accumulation_steps=4
-stage 6-mers 580 "$python" -m bench.kmers "$(of prepare data_dir)/tasks"
+stage 6-mers 580 "$python" -m tools.kmers "$(of prepare data_dir)/tasks"
 training tuning 3600 "$tuned" "$python" instruct.py "$preset" || give_up
 stage scoring 580 "$python" instruct.py "$preset" --epochs=0 --init_from="$tuned" \
     --scores="$out/scores.json"

@@ -25,8 +25,8 @@ from tqdm import tqdm
 import config
 from config.machine import find_machine
 from model import GPT, GPTConfig
-from train import (TrainConfig, Windows, learning_rate, make_optimizers, open_bin, read_data,
-                   wrap_model)
+from train import (TrainConfig, Windows, learning_rate, make_optimizers, open_bin,
+                   read_data, wrap_model)
 
 WARMUP, STEPS, ROUNDS = 3, 20, 3
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -134,7 +134,7 @@ def peak_memory(machine):
     """-> the most bytes that this process had at once, on a GPU those of its tensors"""
     if machine.device.type == "cuda":
         return torch.cuda.max_memory_allocated()
-    import resource                     # Unix has it
+    import resource  # Unix has it
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -15,10 +15,9 @@ from tqdm import tqdm
 import config
 from bench.step import forward_backward, now, undo, update
 from config.machine import find_machine
-from gpt2 import load_model
-from instruct import InstructConfig, collate, plan_batches
-from tasks import encode_rows, max_prompt_len, read_tasks
-from train import make_optimizers, wrap_model
+from dna.tasks import read_tasks
+from instruct import InstructConfig, collate, encode_rows, max_prompt_len, plan_batches
+from train import load_model, make_optimizers, wrap_model
 
 WARMUP, STEPS = 10, 50
 

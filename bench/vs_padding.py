@@ -16,9 +16,9 @@ from torch.nn.functional import pad
 import config
 from bench.step import forward_backward, now
 from config.machine import find_machine
-from gpt2 import load_model
-from instruct import InstructConfig, collate, epoch_batches
-from tasks import encode_rows, max_prompt_len, read_tasks
+from dna.tasks import read_tasks
+from instruct import InstructConfig, collate, encode_rows, epoch_batches, max_prompt_len
+from train import load_model
 
 ROUNDS, WARMUP = 7, 1
 FEW = 4         # rows per round of what is compared with: it is slow

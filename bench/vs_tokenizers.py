@@ -49,7 +49,7 @@ def read_documents(path, mb):
 
 def library_trainer(docs, vocab_size, split):
     """-> the tokenizer that the `tokenizers` library learns with our split and our ids"""
-    import tokenizers               # needed here only, to compare with
+    import tokenizers  # needed here only, to compare with
     pre = tokenizers.pre_tokenizers
     steps = [pre.ByteLevel(add_prefix_space=False, use_regex=False)]
     if SPLITS[split]:

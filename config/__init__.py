@@ -21,6 +21,7 @@ import os
 import re
 import sys
 import tomllib
+from contextlib import contextmanager
 from dataclasses import fields, replace
 
 SECTIONS = ("prepare", "train", "instruct", "sample")
@@ -139,12 +140,31 @@ def help_text(cls, section):
     return "\n".join(lines)
 
 
+def require(condition, message):
+    if not condition:
+        raise ValueError(message)
+
+
+@contextmanager
+def replacing(path):
+    """-> the path of a temporary file to write in place of `path`, which it replaces when all has
+    gone well: whatever happens, the file at `path` is whole, the old one or the new one"""
+    temporary = f"{path}.tmp"
+    try:
+        yield temporary
+        with open(temporary, "rb") as f:
+            os.fsync(f.fileno())        # on the disk before it replaces the old one
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
 def write_json(path, value):
     """Write a config, scores or any other JSON, atomically."""
-    with open(f"{path}.tmp", "w", encoding="utf-8") as f:
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as f:
         json.dump(value, f, indent=2, ensure_ascii=False)
         f.write("\n")
-    os.replace(f"{path}.tmp", path)
 
 
 def file_sha256(path):

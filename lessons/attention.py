@@ -18,12 +18,12 @@ import numpy as np
 import torch
 
 import config
-from config import toy
-from gpt2 import load_model
-from tasks import encode_prompts
+from dna import toy
+from instruct import encode_prompts
+from train import load_model
 
 MIDDLE = 30     # an intron begins or ends before this base of the toy world's splice sites
-MOTIFS = {      # what config/toy.py plants there: (first base, consensus)
+MOTIFS = {      # what dna/toy.py plants there: (first base, consensus)
     "Donor Sites": [(MIDDLE - 3, toy.MOTIFS["donor"]), (MIDDLE + 9, "G triplets, 0 to 5 bases on")],
     "Acceptor Sites": [(MIDDLE - 14, toy.MOTIFS["acceptor"])],
 }

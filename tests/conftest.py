@@ -7,7 +7,7 @@ import torch
 
 import prepare
 import train
-from config import toy as toy_world
+from dna import toy as toy_world
 
 torch.set_num_threads(1)      # small networks; on a busy machine two threads wait for each other
 

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-import analyze
 import instruct
 import sample
-from analyze import Question, kept_length, log_odds, log_probabilities, marks, total_bits
 from bpe import Tokenizer
-from config import toy as toy_world
-from config.read import read_alpaca, reverse_complement
+from dna import toy as toy_world
+from dna.read import read_alpaca, reverse_complement
+from instruct import encode_prompts
 from model import GPT, GPTConfig, load_checkpoint
-from tasks import encode_prompts
+from tools import analyze
+from tools.analyze import Question, kept_length, log_odds, log_probabilities, marks, total_bits
 
 ROOT = os.path.dirname(os.path.abspath(sample.__file__))
 BASES = "ACGTTGCAAC" * 6
@@ -234,7 +234,7 @@ def test_explain(toy, tmp_path, capsys):
     lines = out.splitlines()
     assert lines[0].startswith("sequence: ") and "\033" not in out
     assert lines[1] == f"     1  {BASES}" and lines[3] == "    61  GATTACA"
-    assert lines[-1] == f"next: python -m results.plot --explain {tmp_path}/why.tsv"
+    assert lines[-1] == f"next: python -m tools.plot --explain {tmp_path}/why.tsv"
     head, rows = table((tmp_path / "why.tsv").read_text())
     assert head == ["name", "label", "position", "base", "A", "C", "G", "T"]
     assert [int(row[2]) for row in rows] == list(range(1, 68))

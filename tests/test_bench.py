@@ -1,6 +1,5 @@
 """Baselines and benchmarks: 6-mers, few-shot examples, classifiers, the time of a step."""
 import json
-import os
 import re
 import shutil
 from collections import Counter
@@ -13,15 +12,15 @@ from torch.nn import functional as F
 import config
 import instruct
 import train
-from bench import bags, classify, few_shot, kmers, step, vs_padding, vs_transformers
-from bench.classify import Classifier
+from bench import step, vs_padding, vs_transformers
 from bpe import Tokenizer
 from config.machine import Machine
-from config.read import reverse_complement
 from conftest import SMALL, listing, merge
-from metrics import matthews
+
+from dna.tasks import read_tasks
+from instruct import encode_rows
 from model import GPT, GPTConfig, load_checkpoint
-from tasks import Row, encode_prompts, encode_rows, fold, read_tasks
+from tools import kmers
 from train import TrainConfig
 
 CPU = Machine(torch.device("cpu"), torch.float32)
@@ -113,21 +112,6 @@ def test_kmers_find_a_motif():
     assert scores["mcc_interval"][0] <= scores["mcc"] <= scores["mcc_interval"][1]
 
 
-def test_bags_of_tokens(toy, tasks, capsys):
-    """Counts of the ids of a prompt's DNA; the 6-mers are those of the baseline."""
-    tok = Tokenizer.load(f"{toy}/data/tokenizer.json")
-    dna = "ACGTTGCAACGGTTAACGGTACGTTGCA"
-    row = bags.token_roots([dna, "ACGTACGTACGTACGT"], tok).to_dense()[0]
-    assert row.square().round().int().tolist() == np.bincount(tok.encode(fold(dna)), minlength=len(tok)).tolist()
-    bags.main([str(tasks), f"{toy}/data/tokenizer.json", "--pattern=splice"])
-    head, task, mean = capsys.readouterr().out.splitlines()
-    assert head.split() == ["MCC", "6-mers", f"{len(tok)}", "ids"]
-    records = [read_tasks([f"{tasks}/splice.{split}.json"]) for split in ("train", "test")]
-    assert task.split()[1] == f"{kmers.score_task(*records)['mcc']:.3f}" == mean.split()[1]
-    with pytest.raises(ValueError, match="give the tasks folder"):
-        bags.main([str(tasks), f"{toy}/data/tokenizer.json", "--pattern=none"])
-
-
 def test_kmers_are_cached(tasks, monkeypatch, capsys):
     fitted, real = [], kmers.score_task
 
@@ -198,246 +182,7 @@ class Args:
         self.shots, self.nearest, self.seed = shots, nearest, seed
 
 
-def test_most_similar_equals_brute_force():
-    rng = np.random.default_rng(0)
-    known, queries = ([random_dna(rng, rng.integers(20, 60)) for _ in range(n)] for n in (90, 30))
-    x, q = (F.normalize(kmers.kmer_roots(part).to_dense(), dim=1) for part in (known, queries))
-    cosine = q @ x.T
-    for row, found in zip(cosine, few_shot.most_similar(queries, known, 5)):
-        assert torch.allclose(row[found], row.topk(5).values, atol=1e-6)
-
-
-def test_nearest_examples():
-    queries = [DNA[0] | {"input": s} for s in ("CACACACACACG", "GATTACAGATTACT")]
-    found = few_shot.find_examples(queries, DNA, Args(2))
-    assert [examples[0] for examples in found] == [("ACACACACACAC", "no"),
-                                                   ("GATTACAGATTACA", "yes")]
-    assert all(len(examples) == 2 for examples in found)
-    assert few_shot.with_examples(queries[1], found[1][:1])["input"] == \
-        "GATTACAGATTACA: yes\nGATTACAGATTACT"
-    both = few_shot.with_examples(queries[1] | {"either_strand": True}, found[1])
-    assert both["input"].endswith("GATTACAGATTACA: yes\nGATTACAGATTACT")     # the nearest is last
-    assert "either_strand" not in both and both["output"] == "yes"
-    assert few_shot.with_examples(queries[1], []) == queries[1]
-
-
-@pytest.mark.parametrize("nearest", [True, False])
-def test_no_record_is_its_own_example(nearest):
-    for r, examples in zip(DNA, few_shot.find_examples(DNA, DNA + DNA, Args(9, nearest))):
-        sequences = [sequence for sequence, _ in examples]
-        assert r["input"] not in sequences and len(set(sequences)) == len(sequences)
-        assert reverse_complement(r["input"]) not in sequences
-        # AAAAAAAAAAAA and TTTTTTTTTTTT are each other's reverse complement
-        assert len(sequences) == (3 if r["input"][:2] in ("AA", "TT") else 4)
-    twice = [few_shot.find_examples(DNA, DNA, Args(2, nearest)) for _ in range(2)]
-    assert twice[0] == twice[1] != few_shot.find_examples(DNA, DNA, Args(1, nearest))
-
-
-def test_examples_that_do_not_fit_are_dropped():
-    tok = Tokenizer.train(["Which?", "yes", "no"] * 9, 300)
-    examples = [("ACGT" * 5, "yes"), ("GGGG" * 5, "no"), ("TTTT" * 5, "no")]
-
-    def length(n):
-        r = few_shot.with_examples(DNA[0], examples[:n])
-        return len(encode_prompts(tok, [(r["instruction"], r["input"])], 10 ** 6)[0][0])
-
-    for n in range(4):
-        kept, = few_shot.drop_examples(DNA[:1], [examples], tok, length(n))
-        assert kept == examples[:n]
-    assert few_shot.drop_examples(DNA[:1], [examples], tok, 5) == [[]]
-
-
-def test_votes_by_hand():
-    records = [DNA[0], DNA[1], DNA[2]]      # yes, no, yes
-    examples = [[("A", "no"), ("C", "yes"), ("G", "yes")],      # yes
-                [("A", "no"), ("C", "yes")],                    # a tie: the nearest, no
-                [("A", "no")]]                                  # no
-    scores = few_shot.score_votes(records, examples)
-    assert (scores["n"], scores["accuracy"], scores["majority"]) == (3, 2 / 3, 2 / 3)
-    assert scores["mcc"] == pytest.approx(matthews([[1, 0], [1, 1]]))
-
-
-def test_few_shot_folder(toy, tasks, tmp_path, capsys):
-    plain = [{"instruction": "Say hello.", "input": "", "output": "Hello."}]
-    write(tasks / "chat.train.json", plain)
-    write(tasks / "scores/kmer.json", {"tasks": {"tf": {"mcc": 0.5}}})
-    out = tmp_path / "nearest"
-    before = listing(tasks)
-    few_shot.main([str(tasks), str(out), "--shots=2", "--nearest", f"--init_from={toy}/out"])
-    after = listing(tasks)
-    assert {os.path.relpath(path, tasks) for path in after.keys() - before.keys()} == {
-        "scores/nearest.json"}
-    assert all(after[path] == before[path] for path in before)
-
-    # the same rows under the same names, with examples from the training rows
-    names = sorted(name for name in os.listdir(tasks) if name.endswith(".json"))
-    assert sorted(os.listdir(out)) == sorted([*names, "scores"])
-    assert [r["output"] for r in read_tasks([str(out / "chat.train.json")])] == ["Hello."]
-    old, new = (read_tasks([str(folder / "tf.test.json")]) for folder in (tasks, out))
-    known = {(r["input"], r["output"]) for r in read_tasks([str(tasks / "tf.train.json")])}
-    for a, b in zip(old, new, strict=True):
-        *examples, sequence = b["input"].split("\n")
-        assert sequence == a["input"] and a["output"] == b["output"]
-        assert len(examples) <= 2 and {tuple(line.split(": ")) for line in examples} <= known
-    assert any("\n" in r["input"] for r in new)
-
-    # the baselines, and a printed table
-    votes = load(out / "scores/nearest.json")
-    assert votes == load(tasks / "scores/nearest.json") and votes["shots"] == 2
-    assert votes["tasks"]["tf"]["n"] == len(old) and set(votes["tasks"]) >= {"tf", "splice"}
-    assert load(out / "scores/kmer.json")["tasks"]["tf"]["mcc"] == 0.5
-    printed = capsys.readouterr().out
-    assert re.search(r"[\d,]+ examples of [\d,]+ fit into \d+ tokens", printed)
-    assert "the vote of the nearest 2" in printed and printed.endswith(f"wrote {out}\n")
-
-    # fewer training rows, with examples among all; as many scored rows
-    few_shot.main([str(tasks), f"{tmp_path}/few", "--shots=1", "--rows=5"])
-    few, all_rows = (read_tasks([f"{folder}/tf.train.json"]) for folder in (tmp_path / "few", tasks))
-    sequences = [r["input"] for r in all_rows]
-    assert len(few) == 5 < len(all_rows)
-    assert all(r["input"].split("\n")[-1] in sequences for r in few)
-    assert len(read_tasks([f"{tmp_path}/few/tf.test.json"])) == len(old)
-
-
-def test_reworded(tasks, tmp_path):
-    few_shot.main([str(tasks), str(tmp_path / "out"), "--reworded"])
-    old, new = (read_tasks([f"{folder}/splice.test.json"]) for folder in (tasks, tmp_path / "out"))
-    for a, b in zip(old, new, strict=True):
-        assert b["instruction"] != a["instruction"] and b == a | {"instruction": b["instruction"]}
-        what = b["instruction"].removeprefix("I need ").split(" for a piece")[0]
-        assert f"Determine {what} of following" in a["instruction"]
-        assert ", ".join(a["choices"]) in b["instruction"]
-    for name in ("splice.train.json", "tf.train.json"):
-        assert load(tasks / name) == load(tmp_path / "out" / name)
-    assert not os.path.exists(tmp_path / "out/scores")
-
-
-def test_few_shot_refusals(tasks, tmp_path):
-    before = listing(tmp_path)
-    out = f"{tmp_path}/out"
-    for folders, args, message in [((tasks, out), [], "nothing to do: give --shots=3"),
-                                   ((tasks, out), ["--nearest", "--reworded"], "nothing to do"),
-                                   ((tasks, f"{tasks}/"), ["--shots=1"], "would be overwritten"),
-                                   ((tmp_path, out), ["--shots=1"], "no .json files")]:
-        with pytest.raises(ValueError, match=message):
-            few_shot.main([*map(str, folders), *args])
-    assert listing(tmp_path) == before
-    write(tmp_path / "chat/chat.test.json", [{"instruction": "Say hello.", "output": "Hello."}])
-    for args, message in [(["--shots=1"], "no training rows with choices and DNA"),
-                          (["--reworded"], "no scored rows with an instruction of prepare.py")]:
-        with pytest.raises(ValueError, match=message):
-            few_shot.main([f"{tmp_path}/chat", out, *args])
-    assert not os.path.exists(out)
-
-
 # -- classifiers
-
-def test_classifier_by_hand():
-    torch.manual_seed(0)
-    model = Classifier(GPTConfig(9, 10, 2, 2, 8), 3)
-    rows = [Row(np.array(prompt), np.array([label]), "", "")
-            for prompt, label in (([0, 5, 6, 0], 2), ([0, 7, 0], 1))]
-    idx, targets = classify.collate(rows)
-    assert idx.tolist() == [[0, 5, 6, 0], [0, 7, 0, 0]]
-    assert targets.tolist() == [[-1, -1, -1, 2], [-1, -1, 1, -1]]
-
-    # each row as it is alone
-    logits, loss = model(idx, targets)
-    assert logits.shape == (2, 3)
-    alone = [model(*classify.collate([row]))[0][0] for row in rows]
-    torch.testing.assert_close(logits, torch.stack(alone))
-    by_hand = -(logits[0].log_softmax(0)[2] + logits[1].log_softmax(0)[1]) / 2
-    assert loss.item() == pytest.approx(by_hand.item())
-
-    # in the order of the rows, whatever their length
-    cfg = classify.ClassifyConfig(batch_size=1)
-    found = classify.probabilities(model, rows * 3, cfg, CPU)
-    expected = torch.stack(alone * 3).softmax(dim=1).detach().numpy()
-    np.testing.assert_allclose(found, expected, atol=1e-6)
-
-
-def test_classification_rows():
-    tok = Tokenizer.train([], 257)
-    rows = classify.encode(DNA[:2], ["no", "yes"], tok, 10)
-    assert [row.response.tolist() for row in rows] == [[1], [0]]
-    a, c = tok.encode("AC")
-    assert rows[0].prompt.tolist() == [tok.eot, *[a] * 8, tok.eot]      # cut at the end
-    assert rows[1].prompt.tolist() == [tok.eot, *[a, c] * 4, tok.eot]
-
-
-def run_classify(toy, tasks, out, *args):
-    classify.main(merge(*RUN, f"--init_from={toy}/out", f"--out_dir={out}", "--epochs=4",
-                        f"--tasks={tasks}/[cp]*.train.json", f"--eval_tasks={tasks}/*.test.json",
-                        "--learning_rate=1e-2", "--optimizer=muon", "--log_interval=1",
-                        "--gradient_accumulation_steps=1", *args))
-
-
-def test_classification_tuning(toy, tasks, tmp_path):
-    """A model per task; the core promoters of the toy world have their TATA box at one position."""
-    out, path = tmp_path / "out", tasks / "scores/classify.json"
-    before = listing(f"{toy}/out")
-    run_classify(toy, tasks, out)
-    result = load(path)
-    assert set(result["tasks"]) == {"core_promoter", "promoter"}
-    assert result["tasks"]["core_promoter"]["accuracy"] > 0.7
-    files = ["config.json", "log.jsonl", "scores.json", "tokenizer.json"]
-    assert sorted(os.listdir(out)) == ["core_promoter", "promoter"]
-    assert sorted(os.listdir(out / "promoter")) == files
-    assert listing(f"{toy}/out") == before
-
-    # stopped in its second task, it continues there
-    log = (out / "core_promoter/log.jsonl").read_bytes()
-    os.remove(out / "promoter/scores.json")
-    (out / "promoter/last.pt").write_text("half of it")
-    run_classify(toy, tasks, out, "--resume")
-    assert load(path) == result
-    assert (out / "core_promoter/log.jsonl").read_bytes() == log
-    assert sorted(os.listdir(out / "promoter")) == files
-
-    # another configuration and other rows are other runs; what else is in the file stays
-    one = f"--tasks={tasks}/core*.train.json"
-    run_classify(toy, tasks, out, "--resume", one, "--max_steps=1")
-    again = load(path)
-    assert again["tasks"]["core_promoter"] != result["tasks"]["core_promoter"]
-    assert again["tasks"]["promoter"] == result["tasks"]["promoter"]
-    records = load(tasks / "core_promoter.test.json")
-    write(tasks / "core_promoter.test.json", records[:10])
-    run_classify(toy, tasks, out, "--resume", one, "--max_steps=1")
-    assert load(path)["tasks"]["core_promoter"]["n"] == 10
-
-
-def test_a_classifier_of_both_strands(monkeypatch):
-    """More rows to train on, and the sum of both strands' probabilities, for either_strand rows"""
-    tok, trained = Tokenizer.train([], 257), []
-    a, = tok.encode("A")
-    monkeypatch.setattr(classify, "tune",
-                        lambda model, train, *rest: trained.append(train) or model)
-    monkeypatch.setattr(classify, "probabilities", lambda model, rows, *rest: np.array(
-        [[1, 0] if row.prompt[1] == a else [0, 0.9] for row in rows]))
-    model = GPT(GPTConfig(257, 40, 1, 1, 4))
-    record = {"task": "t", "instruction": "Which?", "input": "CAAAAAAAAT", "choices": ["a", "b"]}
-    either, one = record | {"output": "a", "either_strand": True}, record | {"output": "b"}
-
-    # CAAAAAAAAT is taken for b, ATTTTTTTTG for a, and that with more confidence
-    accuracy = []
-    for both in (False, True):
-        cfg = classify.ClassifyConfig(both_strands=both, val_fraction=0.3)
-        scores = classify.classify(model, tok, [either, one] * 5, [either, one], cfg, CPU, {})
-        accuracy.append(scores["accuracy"])
-    assert accuracy == [0.5, 1.0]
-    plain, more = trained
-    assert len(plain) == 7 and not any(row.prompt[1] == a for row in plain)
-    turned = [row for row in more if row.prompt[1] == a]
-    assert len(turned) == len(more) - 7 == sum(row.response[0] == 0 for row in plain) > 0
-    assert all(row.response[0] == 0 for row in turned)
-
-
-def test_classify_refusals(toy, tasks, tmp_path):
-    for arg, message in [("--epochs=0", "a classifier has to be trained"),
-                         (f"--eval_tasks={tasks}/tf.test.json", "no task with choices that is in")]:
-        with pytest.raises(ValueError, match=message):
-            run_classify(toy, tasks, tmp_path / "out", arg)
-    assert not os.path.exists(tmp_path / "out")
 
 
 # -- the time of a step

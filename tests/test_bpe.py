@@ -12,7 +12,7 @@ import pytest
 import bpe
 from bench import vs_tokenizers
 from bpe import BYTE_NAME, GPT2_PATTERN, SPLITS, Tokenizer, byte_ids, plain_encode, plain_train
-from tasks import alpaca_parts
+from dna.tasks import alpaca_parts
 
 PAPER = os.path.join(os.path.dirname(__file__), "../../shared/data/paper/dna_eng_bpe_dict.json")
 

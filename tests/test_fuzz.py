@@ -13,11 +13,11 @@ import config
 import prepare
 import train
 from bpe import Tokenizer
-from config import read
 from conftest import listing
-from gpt2 import from_gpt2, save_gpt2
+from dna import read
+from dna.tasks import read_task
 from model import GPT, GPTConfig, load_checkpoint, save_checkpoint
-from tasks import read_task
+from tools.gpt2 import from_gpt2, save_gpt2
 from train import TrainConfig
 
 CASES = int(os.environ.get("FUZZ", 300))

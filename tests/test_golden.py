@@ -4,12 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from test_train import read_log
 
 import config
 import train
 from bpe import Tokenizer
 from conftest import SMALL
-from test_train import read_log
 
 # noted at commit 8c79995, whose code gives these to the last bit; another processor rounds differently
 LOSSES = {1: 5.998428, 5: 5.483208, 10: 4.957557, 15: 4.785147, 20: 4.672678}

@@ -8,16 +8,19 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from test_train import CPU, read_log, same, weights
 
 import instruct
 from bpe import Tokenizer
 from conftest import LETTERS, SMALL, listing, merge
-from instruct import InstructConfig, collate, epoch_batches, score
-from metrics import add_baselines, area_under_curve, judge, matthews, summarize, table, with_means
+from dna.metrics import (add_baselines, area_under_curve, judge, matthews, summarize, table,
+                         with_means)
+from dna.read import reverse_complement
+from dna.tasks import alpaca_prompt, other_strand
+from instruct import (InstructConfig, Row, collate, encode_rows, epoch_batches, max_prompt_len,
+                      score)
 from model import GPT, GPTConfig, load_checkpoint
-from config.read import reverse_complement
-from tasks import Row, alpaca_prompt, encode_rows, max_prompt_len, other_strand
-from test_train import CPU, read_log, same, weights
+
 
 @pytest.fixture(scope="module")
 def tok():

@@ -11,13 +11,13 @@ import unicodedata
 
 import pytest
 import torch
+from test_bpe import prose_and_dna
 
 import bpe
 from bpe import GPT2_PATTERN, SPLITS, Tokenizer, plain_encode, plain_train
 from lessons import attention
-from lessons import tokens as lesson
-from gpt2 import load_model
-from test_bpe import prose_and_dna
+from tools import tokens as lesson
+from train import load_model
 
 TEXT = "The TATA box </script> of CAT: GGGCTATAAAAGGGC, é 12."
 

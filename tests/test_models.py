@@ -1,15 +1,14 @@
-"""A packed model answers as the checkpoint does; calibration by hand and on the toy world."""
+"""A packed model answers as the checkpoint does."""
 import json
 import os
 
-import numpy as np
 import pytest
 
 import instruct
 import sample
-from bench import calibrate
 from conftest import SMALL, listing
-from models import export
+from tools import pack
+from train import load_model
 
 RUN = [arg for arg in SMALL if arg.split("=")[0] in ("--batch_size", "--device", "--dtype")]
 
@@ -32,11 +31,11 @@ def scores_of(init_from, toy, path):
 
 
 def test_a_packed_model_scores_and_answers(toy, tuned, tmp_path, capsys):
-    export.main([tuned, str(tmp_path / "box")])
+    pack.main([tuned, str(tmp_path / "box")])
     assert sorted(os.listdir(tmp_path / "box")) == [
-        "config.json", "model.safetensors", "questions.json", "scores.json", "tokenizer.json",
-        "tokenizer_config.json"]
-    questions = json.loads((tmp_path / "box" / "questions.json").read_text())
+        "best.pt", "config.json", "scores.json", "tokenizer.json"]
+    model, _, state = load_model(tmp_path / "box")
+    questions = state["questions"]
     assert list(questions) == ["core_promoter", "promoter", "splice", "tf"]
     before = scores_of(tuned, toy, tmp_path / "before.json")
     after = scores_of(tmp_path / "box", toy, tmp_path / "after.json")
@@ -50,27 +49,11 @@ def test_a_packed_model_scores_and_answers(toy, tuned, tmp_path, capsys):
 def test_packing_refuses(tuned, tmp_path):
     before = listing(tuned)
     with pytest.raises(ValueError, match="that is where the model is"):
-        export.main([tuned, tuned + "/."])
+        pack.main([tuned, tuned + "/."])
     with pytest.raises(ValueError, match="give two folders"):
-        export.main([tuned])
+        pack.main([tuned])
     with pytest.raises(FileNotFoundError, match="best.pt: no such checkpoint"):
-        export.main([str(tmp_path), str(tmp_path / "box")])
+        pack.main([str(tmp_path), str(tmp_path / "box")])
     assert listing(tuned) == before and not os.path.exists(tmp_path / "box")
 
 
-def test_calibration_by_hand():
-    """A model that always prefers the first label, a little less where the second is right"""
-    p = np.array([[0.9, 0.1], [0.7, 0.3], [0.92, 0.08], [0.6, 0.4]])
-    assert p.argmax(axis=1).tolist() == [0, 0, 0, 0]
-    assert calibrate.calibrate(p).argmax(axis=1).tolist() == [0, 1, 0, 1]
-    ratio = calibrate.calibrate(p)
-    assert np.allclose(np.log(ratio).mean(axis=0), 0)
-
-
-def test_calibration_of_the_toy(toy, tmp_path, capsys):
-    calibrate.main([*RUN, f"--init_from={toy}/out", f"--scores={tmp_path / 's.json'}",
-                    f"--eval_tasks={toy}/data/tasks/*.test.json"])
-    assert "before" in capsys.readouterr().out
-    tasks = json.loads((tmp_path / "s.json").read_text())["tasks"]
-    assert list(tasks) == ["core_promoter", "promoter", "splice", "tf"]
-    assert all(0 < s["accuracy"] < 1 for s in tasks.values())

@@ -104,7 +104,7 @@ def test_whole_way(tmp_path):
      "none/best.pt: no such checkpoint"),
     ("instruct.py", ["--tasks=half.json", "--eval_tasks=other.json"],
      "half.json: record 1: no output"),
-    ("-m", ["lessons.tokens", "show", "none.json", "ACGT"], "none.json"),
+    ("-m", ["tools.tokens", "show", "none.json", "ACGT"], "none.json"),
 ])
 def test_one_clear_line(tmp_path, script, args, message):
     (tmp_path / "empty.fa").write_text("")

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from results.plot import (compare, draw_confusion, draw_explanation, draw_loss, draw_scores, main,
-                          read_explanation, read_log, read_marks, read_scores)
+from tools.plot import (compare, draw_confusion, draw_explanation, draw_loss, draw_scores, main,
+                        read_explanation, read_log, read_marks, read_scores)
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PNG = b"\x89PNG"
@@ -16,7 +16,7 @@ PNG = b"\x89PNG"
 
 def plot(*args, cwd=ROOT, **env):
     """Run it as a user does -> the finished process"""
-    return subprocess.run([sys.executable, "-m", "results.plot", *map(str, args)], cwd=cwd,
+    return subprocess.run([sys.executable, "-m", "tools.plot", *map(str, args)], cwd=cwd,
                           env=os.environ | {"PYTHONPATH": ROOT} | env, text=True,
                           capture_output=True)
 
@@ -114,7 +114,7 @@ def test_scores(tmp_path, texts):
 
 def test_published_figures_have_the_names_of_the_logs():
     """A misspelled task would be left out of the picture without a word."""
-    from results.plot import DNABERT_2, DNAHLM
+    from tools.plot import DNABERT_2, DNAHLM
     assert DNAHLM.keys() | DNABERT_2.keys() <= read_scores(f"{ROOT}/results/laptop-14m-instruct").keys()
 
 

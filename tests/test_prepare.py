@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import prepare
-import tasks
 from bpe import Tokenizer
-from config.read import read_alpaca, reverse_complement
 from conftest import fasta, listing, merge, random_dna, record, some_rows, table, write
+from dna import tasks
+from dna.read import read_alpaca, reverse_complement
 from prepare import PrepareConfig, documents, reservoir_sample
 
 

@@ -12,9 +12,9 @@ from collections import Counter
 
 import pytest
 
-from config.read import (check_labels, clean_dna, clean_input, clean_label, find_tables,
-                         read_alpaca, read_fasta, read_lines, read_paragraphs, read_table, read_task_json,
-                         reverse_complement)
+from dna.read import (check_labels, clean_dna, clean_input, clean_label, find_tables,
+                      read_alpaca, read_fasta, read_lines, read_paragraphs, read_table,
+                      read_task_json, reverse_complement)
 
 
 def write(path, content):

@@ -15,8 +15,8 @@ import torch
 
 import sample
 from bpe import Tokenizer
-from tasks import fold
 from config.machine import Machine
+from dna.tasks import fold
 from sample import find_question, parse_message
 
 ROOT = os.path.dirname(os.path.abspath(sample.__file__))

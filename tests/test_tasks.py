@@ -7,11 +7,11 @@ import pytest
 
 import instruct
 from bpe import Tokenizer
-from config.read import reverse_complement
 from conftest import LETTERS, random_dna, record
-from instruct import InstructConfig
-from tasks import (alpaca_parts, alpaca_prompt, encode_prompts, encode_rows, find_files, find_leaks,
-                   fold, is_scored, overlapping, read_tasks, without_leaks)
+from dna.read import reverse_complement
+from dna.tasks import (alpaca_parts, alpaca_prompt, find_files, find_leaks, fold, is_scored,
+                       overlapping, read_tasks, without_leaks)
+from instruct import InstructConfig, encode_prompts, encode_rows
 
 # -- the prompt
 

@@ -11,9 +11,9 @@ import pytest
 
 import config
 import prepare
-from config import toy as toy_world
-from config.read import read_alpaca, read_fasta, reverse_complement
 from conftest import listing
+from dna import toy as toy_world
+from dna.read import read_alpaca, read_fasta, reverse_complement
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(config.__file__)))
 
@@ -124,7 +124,7 @@ def test_preset_names_the_files(few_genes, tmp_path):
 
 
 def test_as_a_command(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "config.toy"], cwd=tmp_path, text=True,
+    done = subprocess.run([sys.executable, "-m", "dna.toy"], cwd=tmp_path, text=True,
                           capture_output=True, env=os.environ | {"PYTHONPATH": ROOT})
     assert done.returncode == 0, done.stderr
     assert done.stdout == "wrote data/toy/raw; next: python prepare.py\n"

@@ -13,15 +13,13 @@ import pytest
 import torch
 
 import instruct
-import record
 import train
 from bpe import Tokenizer
-from gpt2 import load_model
-from model import GPT, GPTConfig, load_checkpoint
-from models import export
-from conftest import SMALL, listing, merge
 from config.machine import Machine
-from train import TrainConfig, Windows, learning_rate, read_data, total_nats
+from conftest import SMALL, listing, merge
+from model import GPT, GPTConfig, load_checkpoint
+from tools import pack
+from train import TrainConfig, Windows, learning_rate, load_model, read_data, total_nats
 
 ROOT = os.path.dirname(os.path.abspath(train.__file__))
 CPU = Machine(torch.device("cpu"), torch.float32)
@@ -206,8 +204,8 @@ def test_resumed_equals_uninterrupted(toy, tmp_path):
         raise RuntimeError("out of power")
 
     with pytest.MonkeyPatch.context() as patch:     # the third checkpoint is never written
-        real = record.save_checkpoint
-        patch.setattr(record, "save_checkpoint", lambda path, *a, **k:
+        real = train.save_checkpoint
+        patch.setattr(train, "save_checkpoint", lambda path, *a, **k:
                       dies() if k["step"] == 12 else real(path, *a, **k))
         with pytest.raises(RuntimeError, match="out of power"):
             run(toy, tmp_path / "parts", *args)
@@ -519,7 +517,7 @@ def test_kmers_from_pretraining_to_an_answer(toy, tmp_path):
     tuned = f"--out_dir={tmp_path}/tuned"
     instruct.main([f"--init_from={tmp_path}/whole", tuned, f"--tasks={toy}/data/tasks/tf.train.json",
                    f"--eval_tasks={toy}/data/tasks/tf.test.json", "--max_steps=2", "--device=cpu"])
-    export.main([f"{tmp_path}/tuned", f"{tmp_path}/packed"])
+    pack.main([f"{tmp_path}/tuned", f"{tmp_path}/packed"])
     found = [json.loads((tmp_path / name).read_text())["tasks"]["tf"]["n"] for name in ("tuned/scores.json", "packed/scores.json")]
     packed, _, state = load_model(str(tmp_path / "packed"))
     assert found == [24, 24] and packed.config.kmer == 4 and "tf" in state["questions"]

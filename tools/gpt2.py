@@ -2,9 +2,8 @@
 GPT-2 files, in the layout of the `transformers` library: model.safetensors, config.json and
 tokenizer.json in a folder. Not needed to understand the network.
 
-    model = from_gpt2("folder/of/gpt2")         # OpenAI's files, or those of models/export.py
+    model = from_gpt2("folder/of/gpt2")
     save_gpt2(model, tok, "packed", torch.bfloat16)
-    model, tok, state = load_model("out/toy")   # whichever files a folder has
 """
 import json
 import os
@@ -12,9 +11,7 @@ import os
 import numpy as np
 import torch
 
-from bpe import Tokenizer
-from model import GPT, GPTConfig, load_checkpoint
-
+from model import GPT, GPTConfig
 
 # What these keys of a config.json must say, where present, for the network to be that of model.py.
 SUPPORTED = {"model_type": ("gpt2", "gpt2-kmers"),
@@ -115,7 +112,7 @@ def read_safetensors(path):
 
 
 def write_safetensors(path, tensors):
-    """tensors: {name: tensor}; atomic"""
+    """tensors: {name: tensor}"""
     names = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
     header, offset = {"__metadata__": {"format": "pt"}}, 0
     for name, tensor in tensors.items():
@@ -124,30 +121,7 @@ def write_safetensors(path, tensors):
         offset += tensor.nbytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)         # tensors start at a multiple of eight
-    with open(f"{path}.tmp", "wb") as f:
+    with open(path, "wb") as f:
         f.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
             f.write(tensor.contiguous().cpu().view(torch.uint8).numpy().tobytes())
-    os.replace(f"{path}.tmp", path)
-
-
-# ----------------------------------------------------------------------------------------------
-# Whatever a folder has
-
-def load_model(folder, device="cpu", dropout=0.0):
-    """Read a model folder: its best.pt, or, where there is none, its GPT-2 files
-
-    -> (model on `device`, its tokenizer, a dict with what else is known of it, such as the questions
-    that it was tuned on)
-    """
-    path = os.path.join(folder, "best.pt")
-    if os.path.exists(path) or not os.path.exists(os.path.join(folder, "model.safetensors")):
-        model, state = load_checkpoint(path, device, dropout)
-    else:
-        model, state = from_gpt2(folder, dropout).to(device), {}
-        path = os.path.join(folder, "questions.json")
-        if os.path.exists(path):
-            with open(path, encoding="utf-8") as f:
-                state["questions"] = json.load(f)
-    tokenizer = os.path.join(folder, "tokenizer.json")
-    return model, Tokenizer.load(tokenizer, state.get("tokenizer_sha256")), state

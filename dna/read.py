@@ -16,13 +16,10 @@ import re
 import zlib
 from collections import Counter
 
+from config import require
+
 BLOCK = 16_000      # bases or characters; longer sequences and paragraphs come in parts
 SHORTEST = 8        # bases; a shorter run is not DNA to the tokenizer
-
-
-def require(condition, message):
-    if not condition:
-        raise ValueError(message)
 
 
 # ----------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """
 The 6-mer baseline: what can be told from counts of six bases, without a language model.
 
-    python -m bench.kmers data/toy/tasks
-    python -m bench.kmers data/mine/tasks --pattern='tf_*' --split=test
+    python -m tools.kmers data/toy/tasks
+    python -m tools.kmers data/mine/tasks --pattern='tf_*' --split=test
 
 A multinomial logistic regression per task, trained on the rows of NAME.train.json and scored on
 NAME.dev.json or NAME.test.json. The scores go to scores/kmer.json in the same folder, where
@@ -22,8 +22,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import config
-from metrics import confusion_matrix, summarize, table, with_means
-from tasks import by_task, is_dna, read_tasks
+from dna.metrics import confusion_matrix, summarize, table, with_means
+from dna.tasks import by_task, is_dna, read_tasks
 
 K = 6
 DECAYS = (1e-3, 3e-3, 1e-2, 3e-2)       # weight decays to choose from
@@ -169,7 +169,7 @@ def fingerprint(*parts):
 
 def main(argv):
     # arguments and records
-    parser = argparse.ArgumentParser(prog="python -m bench.kmers", description="the 6-mer baseline")
+    parser = argparse.ArgumentParser(prog="python -m tools.kmers", description="the 6-mer baseline")
     parser.add_argument("folder", help="with NAME.train.json, NAME.dev.json, NAME.test.json")
     parser.add_argument("--pattern", default="*", help="which names, such as 'tf_*'")
     parser.add_argument("--split", choices=("dev", "test"), help="default: dev if there is one")

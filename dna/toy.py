@@ -1,7 +1,7 @@
 """
 The toy world: an invented genome, tasks cut from it, and English that comes with Python.
 
-    python -m config.toy            # writes data/toy/raw; `python prepare.py` does so too
+    python -m dna.toy            # writes data/toy/raw; `python prepare.py` does so too
 
 The files are what a user's own would be: FASTA, text, a folder of train.csv, test.csv and task.json
 per task. Textbook motifs are planted where textbooks put them, so a working model must find them:
@@ -168,7 +168,7 @@ def files(folder, seed):
     title = "The toy world: invented data."
     with open(__file__, "rb") as f:
         version = hashlib.sha256(f.read()).hexdigest()[:12]
-    about = (f"{title} config/toy.py (version {version}) made it, with seed {seed}, {GENES:,} genes "
+    about = (f"{title} dna/toy.py (version {version}) made it, with seed {seed}, {GENES:,} genes "
              f"and {TEST_GENES:,} to test on. Delete this folder to have it made again.\n")
 
     readme, found = f"{folder}/README.txt", ""

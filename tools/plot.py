@@ -1,12 +1,12 @@
 """
 Draw runs, or print their scores side by side.
 
-    python -m results.plot out/laptop                       # the loss, to out/laptop/loss.png
-    python -m results.plot out/a out/b --out=loss.png       # several runs in one picture
-    python -m results.plot --scores out/laptop-instruct     # MCC per task, to scores.png there
-    python -m results.plot --confusion out/laptop-instruct  # which labels are taken for which
-    python -m results.plot --compare out/a out/b+out/c      # a table of MCC; b+c: mean ± std
-    python -m results.plot --explain why.tsv --mark "TATA box:80-88"    # which bases matter
+    python -m tools.plot out/laptop                       # the loss, to out/laptop/loss.png
+    python -m tools.plot out/a out/b --out=loss.png       # several runs in one picture
+    python -m tools.plot --scores out/laptop-instruct     # MCC per task, to scores.png there
+    python -m tools.plot --confusion out/laptop-instruct  # which labels are taken for which
+    python -m tools.plot --compare out/a out/b+out/c      # a table of MCC; b+c: mean ± std
+    python -m tools.plot --explain why.tsv --mark "TATA box:80-88"    # which bases matter
 
 The loss comes from log.jsonl, in bits per base of DNA and bits per byte of English; the scores
 come from scores.json, and what a label depends on from sample.py --explain. Pictures need
@@ -21,7 +21,7 @@ import re
 from statistics import mean, stdev
 
 import config
-from config.read import read_lines
+from dna.read import read_lines
 
 PANELS = {"bits_per_base": "DNA: bits per base", "bits_per_byte": "English: bits per byte"}
 
@@ -326,7 +326,7 @@ def draw_explanation(path, out, marks=()):
 
 
 def main(argv):
-    parser = argparse.ArgumentParser(prog="python -m results.plot", description=__doc__,
+    parser = argparse.ArgumentParser(prog="python -m tools.plot", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="out/NAME",
                         help="folder that train.py or instruct.py wrote, a scores.json, or what "

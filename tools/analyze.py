@@ -22,10 +22,11 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from config.read import (IUPAC, SEQUENCE, SHORTEST, clean_dna, read_lines, require,
-                         reverse_complement, split_table)
-from tasks import encode_prompts, is_dna
-
+from config import replacing, require
+from dna.read import (IUPAC, SEQUENCE, SHORTEST, clean_dna, read_lines,
+                      reverse_complement, split_table)
+from dna.tasks import is_dna
+from instruct import encode_prompts
 
 # ----------------------------------------------------------------------------------------------
 # Files
@@ -75,25 +76,13 @@ def read_rows(lines, path):
 def results(path):
     """-> a text file to write to: `path` when all is well and complete, or standard output"""
     if path:
-        with replaced(path) as temporary:
+        with replacing(path) as temporary:
             opened = gzip.open if path.endswith(".gz") else open
             with opened(temporary, "wt", encoding="utf-8") as f:
                 yield f
+        print(f"wrote {path}")
         return
     yield sys.stdout
-
-
-@contextmanager
-def replaced(path):
-    """-> a temporary file beside `path`, which takes its place if all goes well"""
-    temporary = f"{path}.tmp"
-    try:
-        yield temporary
-        os.replace(temporary, path)
-        print(f"wrote {path}")
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
 
 
 def tsv(*cells):
@@ -302,7 +291,7 @@ def explain(model, tok, path, question, output):
     if output:
         with results(output) as f:
             f.writelines(table)
-        print(f"next: python -m results.plot --explain {output}")
+        print(f"next: python -m tools.plot --explain {output}")
 
 
 # ----------------------------------------------------------------------------------------------
@@ -408,5 +397,6 @@ def embed(model, tok, path, question, output):
     vectors = mean_states(model, tok, sequences)
     with results(output.removesuffix(".npy") + ".names.txt") as f:
         f.writelines(f"{name}\n" for name in names)
-    with replaced(output) as temporary, open(temporary, "wb") as f:
+    with replacing(output) as temporary, open(temporary, "wb") as f:
         np.save(f, vectors)
+    print(f"wrote {output}")

@@ -1,10 +1,10 @@
 """
 See what a tokenizer does: a text with its tokens in colour, and what is in a vocabulary.
 
-    python -m lessons.tokens show data/toy/tokenizer.json "The TATA box: GGCTATAAAAGGGC"
-    python -m lessons.tokens show data/toy/tokenizer.json genome.fa
-    python -m lessons.tokens show data/toy/tokenizer.json "Type here." --html=tokens.html
-    python -m lessons.tokens report data/toy/tokenizer.json
+    python -m tools.tokens show data/toy/tokenizer.json "The TATA box: GGCTATAAAAGGGC"
+    python -m tools.tokens show data/toy/tokenizer.json genome.fa
+    python -m tools.tokens show data/toy/tokenizer.json "Type here." --html=tokens.html
+    python -m tools.tokens report data/toy/tokenizer.json
 """
 import argparse
 import json
@@ -149,7 +149,7 @@ def read_text(text):
 
 
 def main(argv):
-    parser = argparse.ArgumentParser(prog="python -m lessons.tokens")
+    parser = argparse.ArgumentParser(prog="python -m tools.tokens")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("show", help="a text with its tokens in colour")
     command.add_argument("tokenizer", help="a tokenizer.json")

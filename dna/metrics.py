@@ -67,7 +67,7 @@ def judge(p, true, labels):
 
 def add_baselines(scores, paths):
     """Add the MCC of each baseline to the scores of its tasks, as NAME_mcc: those are the files
-    NAME.json in a folder scores/ beside the scored files (bench/kmers.py writes one)."""
+    NAME.json in a folder scores/ beside the scored files (tools/kmers.py writes one)."""
     for folder in sorted({os.path.dirname(path) for path in paths if not os.path.isdir(path)}):
         for path in sorted(glob.glob(os.path.join(glob.escape(folder), "scores", "*.json"))):
             name = os.path.splitext(os.path.basename(path))[0]

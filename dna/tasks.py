@@ -10,14 +10,13 @@ import os
 import re
 import zlib
 from collections import defaultdict
-from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from config.read import (IUPAC, SHORTEST, check_labels, find_tables, read_alpaca, read_table,
-                         read_task_json, require, reverse_complement)
-
+from config import require
+from dna.read import (IUPAC, SHORTEST, check_labels, find_tables, read_alpaca, read_table,
+                      read_task_json, reverse_complement)
 
 # ----------------------------------------------------------------------------------------------
 # Tables to records
@@ -252,59 +251,3 @@ def fold(input):
 def alpaca_prompt(instruction, input=""):
     before, after = alpaca_parts(instruction, bool(input))
     return before + fold(input) + after
-
-
-def encode_prompts(tok, asked, max_len):
-    """list of (instruction, input) -> (an array of ids per prompt, how many inputs were cut)
-
-    A prompt of more than max_len ids loses the end of its input; it is None where not even the
-    instruction fits. The texts before the input, the input, and the text after it are encoded apart,
-    so that the cut is a slice."""
-    # instructions repeat: each is encoded once
-    parts = {(instruction, bool(input)): alpaca_parts(instruction, bool(input))
-             for instruction, input in asked}
-    texts = list(dict.fromkeys(text for pair in parts.values() for text in pair))
-    ids_of = dict(zip(texts, tok.encode_batch(texts)))
-
-    prompts, n_cut = [], 0
-    inputs = tok.encode_batch([fold(input) for _, input in asked])
-    for (instruction, input), ids in zip(asked, inputs):
-        before, after = (ids_of[text] for text in parts[instruction, bool(input)])
-        left = max_len - len(before) - len(after)
-        n_cut += 0 <= left < len(ids)
-        prompts.append(np.concatenate([before, ids[:left], after]) if left >= 0 else None)
-    return prompts, n_cut
-
-
-def max_prompt_len(tok, choices, block_size):
-    """-> the most tokens that a prompt may have: the context less the longest choice and its stop
-    token, or less an eighth of the context where there are no choices"""
-    longest = max((len(ids) + 1 for ids in tok.encode_batch(choices)), default=block_size // 8)
-    require(longest <= block_size // 2,
-            f"a choice is {longest} tokens long, of block_size={block_size}: shorten it")
-    return block_size - longest
-
-
-class Row(NamedTuple):
-    prompt: np.ndarray      # ids
-    response: np.ndarray    # ids, <|endoftext|> at the end
-    task: str
-    instruction: str        # rows that share it share a prefix
-
-
-def encode_rows(records, tok, block_size, max_len):
-    """-> a Row per record, None for one that does not fit. An input is cut so that its prompt has at
-    most max_len tokens: one limit for all rows, so that the cut tells nothing about the answer."""
-    asked = [(r["instruction"], r["input"]) for r in records]
-    prompts, n_cut = encode_prompts(tok, asked, max_len)
-    responses = tok.encode_batch([r["output"] for r in records])
-    rows = [None] * len(records)
-    for i, (r, prompt, response) in enumerate(zip(records, prompts, responses)):
-        if prompt is not None and len(prompt) + len(response) < block_size:
-            response = np.append(response, [tok.eot])
-            rows[i] = Row(prompt, response, r["task"], r["instruction"])
-    if n_cut:
-        print(f"{n_cut:,} of {len(rows):,} inputs were cut to fit into {max_len} tokens")
-    if n_left := sum(row is None for row in rows):
-        print(f"{n_left:,} of {len(rows):,} records do not fit into {block_size} tokens: left out")
-    return rows
