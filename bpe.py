@@ -44,7 +44,7 @@ ENGLISH = (r"'(?:[sdmt]|ll|ve|re)"                          # contractions
            r"| ?[^\s\p{L}\p{N}]+"                           # punctuation
            r"|\s+(?!\S)|\s+")                               # white space
 
-SPLITS = {
+PATTERNS = {
     # BPE over runs of any length: [ACGT]{8,}
     "mixed": RUN.replace("}", ",}") + "|" + ENGLISH,
     # 6-mers: the first six bases of a run, then up to six at a time after six others
@@ -59,7 +59,7 @@ SPLITS = {
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 # These match every character of any text. A pattern from elsewhere may leave some out.
-COMPLETE = {GPT2_PATTERN, SPLITS["mixed"], SPLITS["mixed6"], SPLITS["mixed1"]}
+COMPLETE = {GPT2_PATTERN, PATTERNS["mixed"], PATTERNS["mixed6"], PATTERNS["mixed1"]}
 
 # ------------------------------------------------------------------------------------------------
 # Bytes and their ids
@@ -161,7 +161,7 @@ class Tokenizer:
     merges: [(left, right, new id), ...]; plain_encode takes them as {(left, right): new id}
     pattern: the regular expression of the split, or None for no split
     specials: tokens of `vocab` that stand for themselves and not for bytes
-    split: the name of the pattern in SPLITS, or "custom"
+    split: the name of the pattern in PATTERNS, or "custom"
     bytes_of: {id: bytes of the token}
     eot: the id of <|endoftext|>, or None
     unknown: the bytes without a token, which encode() drops as the `tokenizers` library does;
@@ -170,7 +170,7 @@ class Tokenizer:
 
     def __init__(self, vocab, merges, pattern, specials=(END_OF_TEXT,)):
         self.vocab, self.merges, self.pattern, self.specials = vocab, merges, pattern, specials
-        self.split = next((name for name, p in SPLITS.items() if p == pattern), "custom")
+        self.split = next((name for name, p in PATTERNS.items() if p == pattern), "custom")
         self.eot = vocab.get(END_OF_TEXT)
         self.bytes_of = {i: token.encode() if token in specials else token_bytes(token)
                          for token, i in vocab.items()}
@@ -200,15 +200,15 @@ class Tokenizer:
         The merges are those of plain_train, and of the `tokenizers` library. A text too small
         for so many merges gives fewer ids. With `verbose`, each merge is printed.
         """
-        if split not in SPLITS:
-            raise ValueError(f"split={split} is not one of {', '.join(SPLITS)}")
+        if split not in PATTERNS:
+            raise ValueError(f"split={split} is not one of {', '.join(PATTERNS)}")
         if vocab_size < len(FIRST_IDS):
             raise ValueError(f"vocab_size={vocab_size} is too small: 256 bytes and {END_OF_TEXT} "
                              f"make {len(FIRST_IDS)}")
 
         # Count the pieces, then learn from the counts.
         vocab, merges = dict(FIRST_IDS), []
-        counts = count_pieces(docs, cls(vocab, [], SPLITS[split]))
+        counts = count_pieces(docs, cls(vocab, [], PATTERNS[split]))
         learning = tqdm(learn_merges(counts, vocab_size), total=vocab_size - len(vocab),
                         desc="learning merges", unit=" merges", disable=verbose or None)
 
@@ -221,7 +221,7 @@ class Tokenizer:
             if verbose:
                 a, b, ab = (token_bytes(name[i]) for i in merges[-1])
                 print(f"merge {len(merges)}: {a} + {b} = {ab}, count {count:,}")
-        return cls(vocab, merges, SPLITS[split])
+        return cls(vocab, merges, PATTERNS[split])
 
     def encode(self, text):
         """-> list of ids: of each piece, those of plain_encode. A special token's name in a text is

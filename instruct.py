@@ -32,7 +32,7 @@ from config import require
 from config.machine import find_machine
 from dna.metrics import add_baselines, judge, table, with_means
 from dna.tasks import (alpaca_parts, by_task, find_files, fold, is_dna, other_strand,
-                       read_tasks, without_leaks)
+                       read_examples, without_leaks)
 from model import common_prefix, load_checkpoint
 from train import RunConfig, fit, load_model, open_out_dir, resume_from
 
@@ -352,7 +352,7 @@ def records_to_tune(cfg, test):
     """-> the records of cfg.tasks, except for those to leave out and those that are scored"""
     for path in find_files(cfg.tasks):
         require(os.path.isfile(path), f"{path}: a folder: let prepare.py make instructions of it")
-    records = read_tasks(cfg.tasks)
+    records = read_examples(cfg.tasks)
     names, left_out = {r["task"] for r in records}, set()
     for pattern in cfg.leave_out:
         matched = fnmatch.filter(names, pattern)
@@ -373,7 +373,7 @@ def main(argv):
                          "give another out_dir")
     if cfg.scores and not os.path.isdir(os.path.dirname(cfg.scores) or "."):
         raise ValueError(f"scores={cfg.scores}: no such folder")
-    test = read_tasks(cfg.eval_tasks)
+    test = read_examples(cfg.eval_tasks)
     train = records_to_tune(cfg, test) if tuning else []
     machine = find_machine(cfg)
     model, tok, _ = load_model(cfg.init_from, machine.device, cfg.dropout)

@@ -293,7 +293,7 @@ def resume_from(cfg, machine, extra):
 # ----------------------------------------------------------------------------------------------
 # The log and the checkpoints
 
-class Record:
+class RunLog:
     """Writes log.jsonl, checkpoints and a progress bar. Every process counts tokens, only the main
     one writes. extra, resumed, flops_per_step: as in train.fit()"""
 
@@ -424,7 +424,7 @@ def fit(model, cfg, machine, batches, evaluate, extra, resumed=None, flops_per_s
     for optimizer, state in zip(optimizers, resumed["optimizers"] if resumed else []):
         optimizer.load_state_dict(state)
     ddp_model = wrap_model(model, cfg, machine, cfg.max_steps * (flops_per_step or 0))
-    record = Record(model, cfg, machine, extra, resumed, flops_per_step)
+    log = RunLog(model, cfg, machine, extra, resumed, flops_per_step)
     model.train()
     with deferred_signals(machine) as signals:
         while step < cfg.max_steps:
@@ -459,14 +459,14 @@ def fit(model, cfg, machine, batches, evaluate, extra, resumed=None, flops_per_s
             # several processes stop together, at a step where they communicate anyway
             stopping = not last and (logging or machine.world == 1) \
                 and machine.sum(len(signals))[0] > 0
-            record.step(step, micro_batches, loss, norm, lr, logging, stopping)
+            log.step(step, micro_batches, loss, norm, lr, logging, stopping)
             if evaluating:
-                val_loss = record.evaluate(step, evaluate)
+                val_loss = log.evaluate(step, evaluate)
                 if val_loss < best:
                     best = val_loss
-                    record.save("best.pt", step=step, best=best)
+                    log.save("best.pt", step=step, best=best)
             if evaluating or stopping:
-                record.save("last.pt", step=step, best=best,
+                log.save("last.pt", step=step, best=best,
                             optimizers=[optimizer.state_dict() for optimizer in optimizers])
             if stopping:
                 sys.exit(f"stopped at step {step}: --resume continues" if machine.is_main else 1)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 import config
 from bench.step import forward_backward, now, undo, update
 from config.machine import find_machine
-from dna.tasks import read_tasks
+from dna.tasks import read_examples
 from instruct import InstructConfig, collate, encode_rows, max_prompt_len, plan_batches
 from train import load_model, make_optimizers, wrap_model
 
@@ -50,7 +50,7 @@ def main(argv):
     machine = find_machine(cfg)
     undo(cfg.undo)
     model, tok, _ = load_model(cfg.init_from, machine.device, cfg.dropout)
-    records, T = read_tasks(cfg.tasks), model.config.block_size
+    records, T = read_examples(cfg.tasks), model.config.block_size
     choices = sorted({c for r in records for c in r.get("choices", [])})
     rows = [row for row in encode_rows(records, tok, T, max_prompt_len(tok, choices, T)) if row]
     cfg, batches = plan_batches(rows, cfg, machine, functools.partial(collate, mixed=cfg.mixed))

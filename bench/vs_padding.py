@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 import config
 from bench.step import forward_backward, now
 from config.machine import find_machine
-from dna.tasks import read_tasks
+from dna.tasks import read_examples
 from instruct import InstructConfig, collate, encode_rows, epoch_batches, max_prompt_len
 from train import load_model
 
@@ -94,7 +94,7 @@ def main(argv):
     T = model.config.block_size
 
     # a row in twenty, of all tasks
-    records = [r for r in read_tasks(cfg.tasks) if r.get("choices")][::20]
+    records = [r for r in read_examples(cfg.tasks) if r.get("choices")][::20]
     if not records:
         raise ValueError(f"{', '.join(cfg.tasks)}: no records with choices")
     max_len = max_prompt_len(tok, sorted({c for r in records for c in r["choices"]}), T)

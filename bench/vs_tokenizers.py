@@ -22,7 +22,7 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 
 import config
-from bpe import END_OF_TEXT, SPLITS, Tokenizer
+from bpe import END_OF_TEXT, PATTERNS, Tokenizer
 
 
 def read_documents(path, mb):
@@ -52,8 +52,8 @@ def library_trainer(docs, vocab_size, split):
     import tokenizers  # needed here only, to compare with
     pre = tokenizers.pre_tokenizers
     steps = [pre.ByteLevel(add_prefix_space=False, use_regex=False)]
-    if SPLITS[split]:
-        steps.insert(0, pre.Split(tokenizers.Regex(SPLITS[split]), "isolated"))
+    if PATTERNS[split]:
+        steps.insert(0, pre.Split(tokenizers.Regex(PATTERNS[split]), "isolated"))
     tok = tokenizers.Tokenizer(tokenizers.models.BPE())
     tok.pre_tokenizer = pre.Sequence(steps)
     trainer = tokenizers.trainers.BpeTrainer(
@@ -123,7 +123,7 @@ def main(argv):
     parser = argparse.ArgumentParser(prog="python -m bench.vs_tokenizers")
     parser.add_argument("files", nargs="+", help="FASTA or text, plain, .gz or .xz")
     parser.add_argument("--vocab_size", type=int, default=32_000)
-    parser.add_argument("--split", choices=SPLITS, default="mixed")
+    parser.add_argument("--split", choices=PATTERNS, default="mixed")
     parser.add_argument("--mb", type=float, default=50, help="megabytes of each file")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args(argv)

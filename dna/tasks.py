@@ -185,7 +185,7 @@ def find_files(patterns):
     return list({os.path.realpath(path): path for path in found}.values())
 
 
-def read_tasks(patterns):
+def read_examples(patterns):
     """-> the records of Alpaca files, each with its "task", by default the file's name; and of
     folders of tables such as GUE, each task's test rows or, where it has none, its dev rows"""
     records = []

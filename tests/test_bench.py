@@ -17,7 +17,7 @@ from bpe import Tokenizer
 from config.machine import Machine
 from conftest import SMALL, listing, merge
 
-from dna.tasks import read_tasks
+from dna.tasks import read_examples
 from instruct import encode_rows
 from model import GPT, GPTConfig, load_checkpoint
 from tools import kmers
@@ -267,7 +267,7 @@ def test_both_ways_of_scoring_agree(toy):
     """Or the comparison would mean nothing"""
     model, _ = load_checkpoint(f"{toy}/out/best.pt")
     tok = Tokenizer.load(f"{toy}/out/tokenizer.json")
-    records = read_tasks([f"{toy}/data/tasks/tf.test.json"])[:2]
+    records = read_examples([f"{toy}/data/tasks/tf.test.json"])[:2]
     rows = encode_rows(records, tok, 256, 240)
     prompts = [row.prompt.tolist() for row in rows]
     choices = [tok.encode(c) + [tok.eot] for c in records[0]["choices"]]

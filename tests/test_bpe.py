@@ -11,7 +11,7 @@ import pytest
 
 import bpe
 from bench import vs_tokenizers
-from bpe import BYTE_NAME, GPT2_PATTERN, SPLITS, Tokenizer, byte_ids, plain_encode, plain_train
+from bpe import BYTE_NAME, GPT2_PATTERN, PATTERNS, Tokenizer, byte_ids, plain_encode, plain_train
 from dna.tasks import alpaca_parts
 
 PAPER = os.path.join(os.path.dirname(__file__), "../../shared/data/paper/dna_eng_bpe_dict.json")
@@ -60,7 +60,7 @@ def plainly(name, split):
 
 
 @pytest.mark.parametrize("block", [bpe.BLOCK, 64, 7])
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("split", PATTERNS)
 @pytest.mark.parametrize("name", CORPORA)
 def test_equals_plain(name, split, block, monkeypatch):
     monkeypatch.setattr(bpe, "BLOCK", block)
@@ -146,7 +146,7 @@ ODD = ["", " ", "\n\n  \t", "".join(map(chr, range(256))), "naïve – “quotes
        "<|endoftext|>", "ACGTNNNNACGTACGTNacgtacgt", "\ud800", "A" * 999, "x'll 've\u2028\u00a0 12³"]
 
 
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("split", PATTERNS)
 def test_round_trip(split):
     tok = Tokenizer.train(prose_and_dna(), 400, split)
     assert tok.unknown == b""
@@ -171,7 +171,7 @@ def test_batch_is_one_by_one(tok):
     assert tok.encode_batch([]) == [] and [ids.tolist() for ids in tok.encode_batch(["", ""])] == [[], []]
 
 
-@pytest.mark.parametrize("pattern", [*SPLITS.values(), GPT2_PATTERN, r"\S+\s*|\s+"])
+@pytest.mark.parametrize("pattern", [*PATTERNS.values(), GPT2_PATTERN, r"\S+\s*|\s+"])
 def test_words_are_split_as_the_text_is(pattern):
     tok = Tokenizer(Tokenizer.train([], 257).vocab, [], pattern)
     rng = random.Random(4)
@@ -245,7 +245,7 @@ def test_train_twice_same_file(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("split", PATTERNS)
 def test_save_and_load(tmp_path, split):
     tok = Tokenizer.train(prose_and_dna(), 400, split)
     tok.save(tmp_path / "tokenizer.json")
@@ -426,7 +426,7 @@ def test_bytes_without_a_token_are_told(tmp_path):
 
 # -- the `tokenizers` library, where it is installed
 
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("split", PATTERNS)
 def test_equals_the_library(tmp_path, split):
     tokenizers = pytest.importorskip("tokenizers")
     docs = prose_and_dna() + [t for t in ODD if "\ud800" not in t]

@@ -14,7 +14,7 @@ import torch
 from test_bpe import prose_and_dna
 
 import bpe
-from bpe import GPT2_PATTERN, SPLITS, Tokenizer, plain_encode, plain_train
+from bpe import GPT2_PATTERN, PATTERNS, Tokenizer, plain_encode, plain_train
 from lessons import attention
 from tools import tokens as lesson
 from train import load_model
@@ -27,8 +27,8 @@ def tok():
     return Tokenizer.train(prose_and_dna(), 600)
 
 
-LESSON = os.path.join(os.path.dirname(lesson.__file__), "bpe.md")
-GPT_LESSON = os.path.join(os.path.dirname(lesson.__file__), "gpt.md")
+LESSON = os.path.join(os.path.dirname(attention.__file__), "bpe.md")
+GPT_LESSON = os.path.join(os.path.dirname(attention.__file__), "gpt.md")
 
 
 @pytest.fixture
@@ -200,7 +200,7 @@ def test_page_gives_the_same_tokens(split, tmp_path):
     assert any(kind == "both" for tokens in answers[0] for _, kind, _ in tokens) == (split == "none")
 
     few = [Tokenizer(tok.vocab, tok.merges[:used], pattern)
-           for pattern in SPLITS.values() for used in (12, None)]
+           for pattern in PATTERNS.values() for used in (12, None)]
     for text, answer in zip(texts, answers):
         for partly, tokens in zip(few, answer, strict=True):
             assert [tuple(token) for token in tokens] == [

@@ -16,7 +16,7 @@ from dna.read import read_alpaca, reverse_complement
 from prepare import PrepareConfig, documents, reservoir_sample
 
 
-def read_tasks(*paths, **keys):
+def read_examples(*paths, **keys):
     return prepare.collect_tasks(PrepareConfig(tasks=tuple(map(str, paths)), **keys))
 
 
@@ -198,7 +198,7 @@ def test_gue_tasks(tmp_path):
 
 def test_a_line_says_how_each_task_is_read(tmp_path, capsys):
     path = table(tmp_path / "prom_300_all", {"train": some_rows(30), "test": some_rows(4, 1)})
-    read_tasks(path)
+    read_examples(path)
     assert capsys.readouterr().out == ("prom_300_all: promoter detection; 0 = Non-promoter, "
                                        "1 = promoter; 30 train, 4 test\n")
 
@@ -207,7 +207,7 @@ def test_templates(tmp_path):
     """Training rows have several, scored rows the paper's; one is in no row."""
     rows = some_rows(200)
     path = table(tmp_path / "prom_300_all", {"train": rows[:100], "dev": rows[100:]})
-    files = read_tasks(path, seed=3)
+    files = read_examples(path, seed=3)
     asked = {name: Counter(r["instruction"] for r in records) for name, records in files.items()}
     train, dev = asked["prom_300_all.train.json"], asked["prom_300_all.dev.json"]
     assert len(train) == len(tasks.TEMPLATES) == 4 and min(train.values()) > 10
@@ -215,7 +215,7 @@ def test_templates(tmp_path):
              "following: Non-promoter, promoter.")
     assert list(dev) == [paper] and paper in train
     assert tasks.HELD_OUT_TEMPLATE not in tasks.TEMPLATES
-    assert read_tasks(path, seed=3) == files
+    assert read_examples(path, seed=3) == files
 
 
 @pytest.mark.parametrize("folder,name,what,words,either_strand", [
@@ -238,7 +238,7 @@ def test_templates(tmp_path):
 ])
 def test_task_names(tmp_path, folder, name, what, words, either_strand):
     path = table(tmp_path / folder, {"train": some_rows(10)})
-    (file, records), = read_tasks(path).items()
+    (file, records), = read_examples(path).items()
     assert file == f"{name}.train.json"
     assert records[0]["task"] == name and records[0]["choices"] == words
     assert [r["output"] for r in records] == words[:2] * 5
@@ -256,7 +256,7 @@ def test_task_json_names_the_task(tmp_path):
         f"{s},{x}.0\n" for s, x in some_rows(40, 1)))
     write(tmp_path / "enhancers.task.json", json.dumps(about))
     write(tmp_path / "enhancers/task.json", "not this one")
-    files = read_tasks(folder, single)
+    files = read_examples(folder, single)
     assert sorted(files) == ["enhancers.dev.json", "enhancers.train.json", "tf_3.train.json"]
     for records in files.values():
         assert records[0]["choices"] == ["weak", "strong", "super"] and records[0]["either_strand"]
@@ -265,41 +265,41 @@ def test_task_json_names_the_task(tmp_path):
     write(tmp_path / "tf/3/task.json", '{"asks": "strength", "labels": {"0": "weak"}}')
     with pytest.raises(ValueError, match=r"train.csv: line \d+: the label '1' is none of 0: name all "
                                          "labels in .*tf/3/task.json"):
-        read_tasks(folder)
+        read_examples(folder)
     write(tmp_path / "tf/3/task.json", '{"asks": "strength"}')
-    assert read_tasks(folder)["tf_3.train.json"][0]["choices"] == ["0", "1"]
+    assert read_examples(folder)["tf_3.train.json"][0]["choices"] == ["0", "1"]
 
 
 def test_labels_of_gue_are_known(tmp_path):
     path = table(tmp_path / "prom_300_all", {"train": [(random_dna(50), 0), (random_dna(50, 1), 7)]})
     with pytest.raises(ValueError, match="line 3: the label '7' is none of 0, 1: name all labels in"):
-        read_tasks(path)
+        read_examples(path)
 
 
 def test_one_table_is_split(tmp_path):
     path = write(tmp_path / "enhancers.tsv", "id\tsequence\tlabel\n" + "".join(
         f"{i}\t{random_dna(40, i)}\t{'strong' if i % 2 else 'weak'}\n" for i in range(100)))
-    files = read_tasks(path)
+    files = read_examples(path)
     assert {name: len(records) for name, records in files.items()} == {
         "enhancers.train.json": 90, "enhancers.dev.json": 10}
     assert files["enhancers.train.json"][0]["task"] == "enhancers"
     assert len({r["input"] for records in files.values() for r in records}) == 100
     few = write(tmp_path / "few.csv", "sequence,label\n" + "ACGT,0\nACGA,1\n" * 9)
     with pytest.raises(ValueError, match="18 rows are too few"):
-        read_tasks(few)
+        read_examples(few)
 
 
 def test_splits_that_do_not_agree(tmp_path):
     path = table(tmp_path / "x", {"train": [(random_dna(50, i), i) for i in range(2)],
                                   "test": [(random_dna(50, 9), "one")]})
     with pytest.raises(ValueError, match="test.csv: line 2: no training row has label 'one'"):
-        read_tasks(path)
+        read_examples(path)
 
 
 def test_two_tasks_of_one_name(tmp_path):
     a, b = (table(tmp_path / folder / "x", {"train": some_rows(10)}) for folder in "ab")
     with pytest.raises(ValueError, match="b/x: a second task named x.train.json: rename one"):
-        read_tasks(a, b)
+        read_examples(a, b)
 
 
 # -- leaks
@@ -310,15 +310,15 @@ def test_overlapping_rows_are_left_out_of_training(tmp_path, capsys):
     x = table(tmp_path / "x", {"train": [(a, 0), (b, 1)], "test": [(c, 0)]})
     y = table(tmp_path / "y", {"train": [(a[5:40], 0), (reverse_complement(c)[3:30], 1), (c + d, 0)],
                                "dev": [(d, 1)]})
-    files = read_tasks(x, y)
+    files = read_examples(x, y)
     assert "y.train.json: 2 of 3 rows overlap with a scored row: left out" in capsys.readouterr().out
     assert [r["input"] for r in files["y.train.json"]] == [a[5:40]]
     assert len(files["x.train.json"]) == 2
-    assert len(read_tasks(x, y, keep_overlaps=True)["y.train.json"]) == 3
+    assert len(read_examples(x, y, keep_overlaps=True)["y.train.json"]) == 3
     assert "2 of 3 rows overlap with a scored row: kept" in capsys.readouterr().out
     z = table(tmp_path / "z", {"train": [(e, 0), (c, 1)], "test": [(e + a, 0)]})
     with pytest.raises(ValueError, match="z.train.json: all rows overlap with scored rows"):
-        read_tasks(x, z)
+        read_examples(x, z)
 
 
 def test_alpaca_files_are_searched_too(tmp_path, capsys):
@@ -327,7 +327,7 @@ def test_alpaca_files_are_searched_too(tmp_path, capsys):
     mine = write(tmp_path / "mine.jsonl", "".join(
         json.dumps(record("Is it a gene?", s)) + "\n" for s in (a.lower(), b, "Hello")))
     chat = write(tmp_path / "chat.test.json", json.dumps([record("Is it a gene?", "Hello")]))
-    files = read_tasks(mine, x, chat)
+    files = read_examples(mine, x, chat)
     assert [r["input"] for r in files["mine.json"]] == [b]
     assert "mine.json: 2 of 3 rows overlap with a scored row: left out" in capsys.readouterr().out
     assert sorted(files) == ["chat.test.json", "mine.json", "x.test.json"]

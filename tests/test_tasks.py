@@ -10,7 +10,7 @@ from bpe import Tokenizer
 from conftest import LETTERS, random_dna, record
 from dna.read import reverse_complement
 from dna.tasks import (alpaca_parts, alpaca_prompt, find_files, find_leaks, fold, is_scored,
-                       overlapping, read_tasks, without_leaks)
+                       overlapping, read_examples, without_leaks)
 from instruct import InstructConfig, encode_prompts, encode_rows
 
 # -- the prompt
@@ -120,7 +120,7 @@ GOOD = {"instruction": "Say it.", "output": "It."}
 def test_task_names(tmp_path):
     (tmp_path / "x.train.json").write_text(json.dumps([GOOD | {"task": "own"}, GOOD]))
     (tmp_path / "plain.jsonl").write_text(json.dumps(GOOD))
-    records = read_tasks([str(tmp_path / "*.json"), str(tmp_path / "plain.jsonl")])
+    records = read_examples([str(tmp_path / "*.json"), str(tmp_path / "plain.jsonl")])
     assert [r["task"] for r in records] == ["own", "x", "plain"]
 
 
@@ -131,7 +131,7 @@ def test_folders_of_tables_are_scored(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         dna = {"train": "AAA", "dev": "GGG", "test": "TTT"}[path.stem] + "ACGTACGT"
         path.write_text(f"sequence,label\n{dna},0\n{dna},1\n")
-    records = read_tasks([str(tmp_path / "GUE")])
+    records = read_examples([str(tmp_path / "GUE")])
     assert [(r["task"], r["input"][:3], r["output"]) for r in records] == [
         ("EMP_H3", "GGG", "No Mark"), ("EMP_H3", "GGG", "Mark"),
         ("tf_0", "TTT", "Background Sequences"), ("tf_0", "TTT", "Binding Sites")]
@@ -139,7 +139,7 @@ def test_folders_of_tables_are_scored(tmp_path):
         instruct.records_to_tune(InstructConfig(tasks=(str(tmp_path / "GUE"),)), [])
     os.remove(tmp_path / "GUE" / "EMP" / "H3" / "dev.csv")
     with pytest.raises(ValueError, match="H3: no test.csv or dev.csv"):
-        read_tasks([str(tmp_path / "GUE")])
+        read_examples([str(tmp_path / "GUE")])
 
 
 def test_files_are_found_once(tmp_path):

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import config
 from dna.metrics import confusion_matrix, summarize, table, with_means
-from dna.tasks import by_task, is_dna, read_tasks
+from dna.tasks import by_task, is_dna, read_examples
 
 K = 6
 DECAYS = (1e-3, 3e-3, 1e-2, 3e-2)       # weight decays to choose from
@@ -174,7 +174,7 @@ def main(argv):
     parser.add_argument("--pattern", default="*", help="which names, such as 'tf_*'")
     parser.add_argument("--split", choices=("dev", "test"), help="default: dev if there is one")
     args = parser.parse_args(argv)
-    train, test = (by_task(read_tasks(paths))
+    train, test = (by_task(read_examples(paths))
                    for paths in find_pairs(args.folder, args.pattern, args.split))
     current = {task: fingerprint(train[task], test[task])
                for task in sorted(train.keys() & test.keys()) if is_usable(train[task], test[task])}

@@ -15,7 +15,7 @@ from collections import Counter
 import regex
 
 import config
-from bpe import BYTE_NAME, GPT2_PATTERN, RUN, SPLITS, Tokenizer, to_bytes
+from bpe import BYTE_NAME, GPT2_PATTERN, RUN, PATTERNS, Tokenizer, to_bytes
 
 MODALITIES = ("dna", "english", "both", "other")
 
@@ -82,13 +82,13 @@ def show(tok, tokens, colour=True):
 def show_html(tok, text):
     """-> a page that works from disk, on which a class types: it has the tokenizer in it, and
     JavaScript that gives the ids of bpe.py. It opens with `text`."""
-    if tok.pattern not in [*SPLITS.values(), GPT2_PATTERN]:
+    if tok.pattern not in [*PATTERNS.values(), GPT2_PATTERN]:
         raise ValueError("the page can be made of a tokenizer with one of our splits, or GPT-2's: "
                          f"a browser may read another pattern otherwise: {tok.pattern:.60}")
     data = {"split": tok.split, "size": len(tok), "text": text, "merges": tok.merges,
             "bytes": [tok.vocab.get(name, -1) for name in BYTE_NAME], "run": RUN + "[ACGT]*",
             "patterns": {name: for_browsers(pattern)
-                         for name, pattern in (SPLITS | {tok.split: tok.pattern}).items()}}
+                         for name, pattern in (PATTERNS | {tok.split: tok.pattern}).items()}}
     template = os.path.join(os.path.dirname(os.path.abspath(__file__)), "tokens.html")
     with open(template, encoding="utf-8") as f:
         page = f.read()
