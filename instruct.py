@@ -49,6 +49,7 @@ class InstructConfig(RunConfig):
     max_steps: int = 0              # steps of the optimizer, in place of epochs; 0: as epochs says
     gradient_accumulation_steps: int = 4    # micro-batches per step, over all processes
     optimizer: str = "adamw"        # muon (the blocks' matrices; AdamW for the rest) or adamw
+    learning_rate: float = 2e-3     # the highest, reached after the warmup
     eval_interval: int = 250        # steps between evaluations, each with a checkpoint
     prompt_loss: bool = False       # a loss on the prompt too, as in the paper
     val_fraction: float = 0.02      # share of the rows held out of tuning, to choose best.pt

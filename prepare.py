@@ -185,6 +185,7 @@ def write_bins(cfg, tok, held_out, folder):
                 f"val_fraction than {cfg.val_fraction}")
     require(bins["train.bin"]["tokens"], "nothing is left to train on: give more text")
     return {"dtype": dtype.str, "vocab_size": len(tok), "split": tok.split,
+            "modalities": {"dna": "base", "english": "byte"},
             "tokenizer_sha256": config.file_sha256(f"{folder}/tokenizer.json"), "bins": bins}
 
 

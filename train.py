@@ -40,22 +40,15 @@ from model import GPT, GPTConfig, load_checkpoint, save_checkpoint
 
 @dataclass
 class RunConfig:
-    """What pretraining and tuning have in common."""
-    out_dir: str = "out/toy"        # folder to write to
+    # Of pretraining and of tuning alike
     batch_size: int = 16            # rows per micro-batch
-    gradient_accumulation_steps: int = 1    # micro-batches per step, over all processes
-    max_steps: int = 300            # steps of the optimizer
-    optimizer: str = "muon"         # muon (the blocks' matrices; AdamW for the rest) or adamw
-    learning_rate: float = 2e-3     # the highest, reached after the warmup
     warmup_steps: int = 40          # steps of linear warmup; then linear decay to zero
     weight_decay: float = 0.1       # of matrices; vectors have none
     grad_clip: float = 1.0          # largest norm of the gradient; 0: no limit
     dropout: float = 0.0            # share of activations zeroed in training
-    eval_interval: int = 100        # steps between evaluations, each with a checkpoint
     log_interval: int = 10          # steps between lines of the log
     device: str = "auto"            # auto, cpu, cuda, cuda:1, mps
     dtype: str = "auto"             # auto, float32, bfloat16: autocast; weights stay float32
-    compile: str = "auto"           # auto, yes, no: torch.compile
     seed: int = 1337                # of the weights, the data order and dropout
     resume: bool = False            # continue from last.pt in out_dir
 
@@ -63,19 +56,28 @@ class RunConfig:
 @dataclass
 class TrainConfig(RunConfig):
     data_dir: str = "data/toy"      # folder that prepare.py wrote
-    learning_rate: float = 6e-3     # the highest; about 2e-3 for adamw
+    out_dir: str = "out/toy"        # folder to write to
     n_layer: int = 3                # blocks
     n_head: int = 4                 # attention heads per block
     n_embd: int = 128               # channels
     block_size: int = 160           # context length, in tokens
-    kmer: int = 0                   # length of k-mers that have embeddings, as 6; 0: none, plain GPT-2
+    kmer: int = 0                   # length of k-mers that have embeddings, as 6; 0: plain GPT-2
+    gradient_accumulation_steps: int = 1    # micro-batches per step, over all processes
+    max_steps: int = 300            # steps of the optimizer
+    optimizer: str = "muon"         # muon (the blocks' matrices; AdamW for the rest) or adamw
+    learning_rate: float = 6e-3     # the highest, after the warmup; about 2e-3 for adamw
+    eval_interval: int = 100        # steps between evaluations, each with a checkpoint
+    compile: str = "auto"           # auto, yes, no: torch.compile
 
 
 # ----------------------------------------------------------------------------------------------
 # Data
 
 def read_data(data_dir):
-    """-> (meta.json, the tokenizer) of a folder that prepare.py wrote, both checked"""
+    """Read what prepare.py wrote besides the bins, and check them all against it.
+
+    -> (meta.json, the tokenizer). Of meta.json, modalities is {name: the unit of its size}
+    """
     path = os.path.join(data_dir, "meta.json")
     if not os.path.exists(path):
         raise FileNotFoundError(f"{path}: no such file: run prepare.py --data_dir={data_dir} first")
@@ -84,9 +86,12 @@ def read_data(data_dir):
             meta = json.load(f)
         sizes = {name: b["tokens"] * np.dtype(meta["dtype"]).itemsize
                  for name, b in meta["bins"].items()}
+        for name, unit in meta["modalities"].items():
+            meta["bins"][f"val_{name}.bin"][f"{unit}s"]
         sha256 = meta["tokenizer_sha256"]
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{path}: damaged: run prepare.py again") from None
+        raise ValueError(f"{path}: damaged, or from an older prepare.py: run prepare.py "
+                         "again") from None
     tok = Tokenizer.load(os.path.join(data_dir, "tokenizer.json"), sha256)
     for name, size in sizes.items():
         path = os.path.join(data_dir, name)
@@ -500,15 +505,15 @@ def load_model(folder, device="cpu", dropout=0.0):
 # ----------------------------------------------------------------------------------------------
 # The run
 
-def next_arguments(cfg, argv):
-    """-> what to give instruct.py to tune this model on the tasks of its own data folder"""
-    preset = "".join(f" {a}" for a in argv if a.endswith(".toml"))
-    if not any(a.startswith(("--out_dir", "--data_dir")) for a in argv):
-        return preset
-    tasks = os.path.join(cfg.data_dir, "tasks", "*")
+def tuning_command(cfg, argv):
+    """-> what to run next: tuning on the tasks beside the data, or else the model itself"""
+    tasks = os.path.join(glob.escape(cfg.data_dir), "tasks", "*")
+    if not glob.glob(f"{tasks}.train.json"):
+        return config.next_command("sample", argv, out_dir=cfg.out_dir)
     split = "dev" if glob.glob(f"{tasks}.dev.json") else "test"
-    return (f"{preset} --init_from={cfg.out_dir} --out_dir={cfg.out_dir}-instruct "
-            f"--tasks='{tasks}.train.json' --eval_tasks='{tasks}.{split}.json'")
+    return config.next_command("instruct", argv, init_from=cfg.out_dir,
+                               out_dir=f"{cfg.out_dir}-instruct", tasks=f"{tasks}.train.json",
+                               eval_tasks=f"{tasks}.{split}.json")
 
 
 def main(argv):
@@ -516,7 +521,7 @@ def main(argv):
     cfg = config.from_command_line(TrainConfig, "train", argv)
     meta, tok = read_data(cfg.data_dir)
     windows = Windows(open_bin(cfg.data_dir, "train.bin", meta), cfg.block_size, cfg.seed)
-    bins = {name: open_bin(cfg.data_dir, f"val_{name}.bin", meta) for name in ("dna", "english")}
+    bins = {name: open_bin(cfg.data_dir, f"val_{name}.bin", meta) for name in meta["modalities"]}
     extra = {"tokenizer_sha256": meta["tokenizer_sha256"],
              "data_sha256": config.file_sha256(os.path.join(cfg.data_dir, "meta.json"))}
     machine = find_machine(cfg)
@@ -540,19 +545,19 @@ def main(argv):
                 for m in range(machine.rank, cfg.gradient_accumulation_steps, machine.world)]
 
     def evaluate():
-        (dna, n_dna), (english, n_english) = (total_nats(model, ids, cfg, machine, tok.eot)
-                                              for ids in bins.values())
-        n_bases = meta["bins"]["val_dna.bin"]["bases"]
-        n_bytes = meta["bins"]["val_english.bin"]["bytes"]
-        return {"val_loss": (dna + english) / (n_dna + n_english),
-                "bits_per_base": dna / math.log(2) / n_bases if n_bases else None,
-                "bits_per_byte": english / math.log(2) / n_bytes if n_bytes else None}
+        scores, nats, tokens = {}, 0.0, 0
+        for name, unit in meta["modalities"].items():
+            bin_nats, bin_tokens = total_nats(model, bins[name], cfg, machine, tok.eot)
+            size = meta["bins"][f"val_{name}.bin"][f"{unit}s"]
+            scores[f"bits_per_{unit}"] = bin_nats / math.log(2) / size if size else None
+            nats, tokens = nats + bin_nats, tokens + bin_tokens
+        return {"val_loss": nats / tokens} | scores
 
     flops_per_step = rows_per_step * cfg.block_size * model.flops_per_token(cfg.block_size)
     fit(model, cfg, machine, batches, evaluate, extra, resumed, flops_per_step)
     machine.close()
     if machine.is_main:
-        print(f"wrote {cfg.out_dir}; next: python instruct.py{next_arguments(cfg, argv)}")
+        print(f"wrote {cfg.out_dir}; next: {tuning_command(cfg, argv)}")
 
 
 if __name__ == "__main__":

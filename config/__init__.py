@@ -18,12 +18,13 @@ import hashlib
 import inspect
 import json
 import os
-import re
+import shlex
 import sys
 import tomllib
 from contextlib import contextmanager
 from dataclasses import fields, replace
 
+TOY = os.path.join(os.path.dirname(__file__), "toy.toml")
 SECTIONS = ("prepare", "train", "instruct", "sample")
 TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "text",
          tuple: "a list of text"}
@@ -102,18 +103,19 @@ def update(config, values, source):
 
 def convert(value, kind):
     """A value of a .toml file, or its text on the command line -> the same as a `kind`, one of bool,
-    int, float, str, tuple (of str, in text separated by commas); ValueError if it is none"""
+    int, float, str, tuple (of str, in text separated by commas); ValueError if it is none. A text
+    that begins with ~ names a file in a home folder."""
     if kind is tuple:
         items = value.split(",") if isinstance(value, str) else value
         if isinstance(items, list) and all(isinstance(v, str) for v in items):
-            return tuple(v.strip() for v in items if v.strip())
+            return tuple(os.path.expanduser(v.strip()) for v in items if v.strip())
     elif kind is bool:
         if value in (True, "true", "True"):
             return True
         if value in (False, "false", "False"):
             return False
     elif kind is str and isinstance(value, str):
-        return value
+        return os.path.expanduser(value)
     elif kind in (int, float) and not isinstance(value, bool):
         number = kind(value)
         if isinstance(value, str) or number == value:
@@ -122,22 +124,40 @@ def convert(value, kind):
 
 
 def help_text(cls, section):
-    """The script's docstring, then the fields of its config with their defaults and the comments
-    beside them in the source. A comment line above a field is a heading."""
-    notes = {}
-    for base in reversed(cls.__mro__[:-1]):
-        found = re.findall(r"^(?:    # (.*)\n)?    (\w+):.*?  # (.*)$", inspect.getsource(base),
-                           re.MULTILINE)
-        for heading, name, note in found:       # an inherited field keeps its heading
-            notes[name] = heading or notes.get(name, [""])[0], note
+    """The script's docstring, then the lines of its dataclass and of those that it inherits from, as
+    they are written: each key with its type, its default and what it means."""
     lines = [inspect.getdoc(sys.modules[cls.__module__]),
              f"\npython {section}.py [config/NAME.toml] [--key=value ...]\n"]
-    for f in fields(cls):
-        heading, note = notes[f.name]
-        shown = ",".join(f.default) if isinstance(f.default, tuple) else f.default
-        lines += [f"\n{heading}\n"] if heading else []
-        lines.append(f"--{f.name}={shown}\n        {note}")
+    for base in cls.__mro__[:-1]:
+        # without "@dataclass" and "class ..."
+        lines += inspect.getsource(base).rstrip().split("\n")[2:]
     return "\n".join(lines)
+
+
+def next_command(script, argv, **keys):
+    """-> the command line to run next, quoted for a shell
+
+    script: its name, as "instruct"
+    argv: of this run. Its preset is given to the next script too
+    keys: what the next script must be told. Only what the preset (or, without one, toy.toml, a copy
+    of the defaults) says otherwise is written out, and nothing if the first key is right as it is:
+    then the preset is followed
+    """
+    presets = [arg for arg in argv if not arg.startswith("-")]
+    section = {}
+    for path in presets or [TOY]:
+        section |= read_section(path, script)
+    options = {key: as_text(value) for key, value in keys.items()
+               if as_text(value) != as_text(section.get(key))}
+    if next(iter(keys)) not in options:
+        options = {}
+    return shlex.join(["python", f"{script}.py", *presets,
+                       *(f"--{key}={value}" for key, value in options.items())])
+
+
+def as_text(value):
+    """A value of a config or of a .toml file, as the command line has it"""
+    return ",".join(value) if isinstance(value, (list, tuple)) else str(value)
 
 
 def require(condition, message):

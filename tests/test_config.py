@@ -1,7 +1,10 @@
 """Configuration: where values come from, and what is refused."""
 import glob
+import inspect
 import os
 import re
+import shlex
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -18,7 +21,6 @@ CONFIGS = {"prepare": PrepareConfig, "train": TrainConfig, "instruct": InstructC
 
 @dataclass
 class Example:
-    # What it does
     steps: int = 10             # how many
     rate: float = 0.1           # how fast
     name: str = "a"             # what it is called
@@ -104,28 +106,43 @@ def test_toy_preset_is_the_defaults(script):
 
 @pytest.mark.parametrize("script", CONFIGS)
 def test_help_explains_every_field(script, capsys):
+    """A line each, and no key twice: the scripts inherit none that they state themselves."""
     with pytest.raises(SystemExit):
         config.from_command_line(CONFIGS[script], script, ["--help"])
-    lines = capsys.readouterr().out.splitlines()
-    keys = [i for i, line in enumerate(lines) if line.startswith("--")]
-    assert len(keys) == len(CONFIGS[script].__dataclass_fields__)
-    assert all(lines[i + 1].strip() for i in keys)
+    printed = capsys.readouterr().out
+    assert printed.startswith(inspect.getdoc(sys.modules[CONFIGS[script].__module__]))
+    keys = re.findall(r"^    (\w+): \w+ = .*  # .+$", printed.partition("[--key=value ...]")[2], re.MULTILINE)
+    assert sorted(keys) == sorted(CONFIGS[script].__dataclass_fields__)
 
 
-@dataclass
-class Grouped(Example):
-    name: str = "b"             # what it is called now
-    # How it ends
-    when: int = 3               # hours
-    again: bool = False         # and again
+# -- paths
+
+def test_home_folders(monkeypatch, tmp_path):
+    """A shell expands ~ at the start of a word alone, not after --key=."""
+    monkeypatch.setenv("HOME", "/home/me")
+    assert load(tmp_path, "[train]", "--name=~/x").name == "/home/me/x"
+    assert load(tmp_path, '[train]\nname = "~/x"\nfiles = ["~/a", "b~"]').files == ("/home/me/a", "b~")
+    assert load(tmp_path, '[train]\nname = "~/x"').name == "/home/me/x"
 
 
-def test_help_is_the_docstring_and_keys_in_groups():
-    """A heading stands before the keys of its group; an inherited key keeps its own."""
-    text = config.help_text(Grouped, "train")
-    assert text.startswith(__doc__ + "\n\npython train.py [config/NAME.toml] [--key=value ...]\n")
-    groups = [re.findall("^--([a-z_]+)=", part, re.MULTILINE) for part in
-              re.split("\n(?:What it does|How it ends)\n", text)]
-    assert groups == [[], ["steps", "rate", "name", "loud", "batch_size", "dropout", "files"],
-                      ["when", "again"]]
-    assert "--name=b\n        what it is called now\n" in text
+# -- what to run next
+
+def test_next_command_of_the_defaults_is_bare():
+    keys = {"init_from": "out/toy", "out_dir": "out/toy-instruct", "tasks": ("as the preset says",)}
+    assert config.next_command("instruct", ["--max_steps=5"], **keys) == "python instruct.py"
+
+
+def test_next_command_keeps_the_preset():
+    argv = ["config/laptop.toml", "--max_steps=5"]
+    assert config.next_command("instruct", argv, init_from="out/laptop", out_dir="out/x") == \
+        "python instruct.py config/laptop.toml"
+    assert config.next_command("instruct", argv, init_from="out/mine", out_dir="out/laptop-instruct",
+                               tasks=("a", "b")) == \
+        "python instruct.py config/laptop.toml --init_from=out/mine --tasks=a,b"
+
+
+def test_next_command_is_quoted(tmp_path):
+    preset = tmp_path / "my preset.toml"
+    preset.write_text("[train]\nn_layer = 2")
+    command = config.next_command("train", [str(preset)], data_dir="data/it's mine", epochs=0)
+    assert shlex.split(command) == ["python", "train.py", str(preset), "--data_dir=data/it's mine", "--epochs=0"]

@@ -33,6 +33,7 @@ def data(tmp_path):
                       "bytes": sum(map(len, docs))}
     (tmp_path / "meta.json").write_text(json.dumps({
         "dtype": "<u2", "vocab_size": len(tok), "bins": bins,
+        "modalities": {"dna": "base", "english": "byte"},
         "tokenizer_sha256": config.file_sha256(tmp_path / "tokenizer.json")}))
     return tmp_path
 

@@ -1,7 +1,9 @@
 """Pretraining: data order, evaluation, schedule, checkpoints, two processes."""
+import glob
 import json
 import math
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,7 +18,7 @@ import instruct
 import train
 from bpe import Tokenizer
 from config.machine import Machine
-from conftest import SMALL, listing, merge
+from conftest import SMALL, listing, merge, write
 from model import GPT, GPTConfig, load_checkpoint
 from tools import pack
 from train import TrainConfig, Windows, learning_rate, load_model, read_data, total_nats
@@ -109,16 +111,39 @@ def test_log(toy):
     assert last["val_loss"] == pytest.approx(nats / tokens)
 
 
+def test_modalities_are_those_of_meta_json(toy, tmp_path):
+    """Any names and units: the words dna and english stand in no code of train.py."""
+    data = tmp_path / "data"
+    shutil.copytree(f"{toy}/data", data)
+    meta = json.loads((data / "meta.json").read_text())
+    meta["modalities"] = {"music": "note", "dna": "base"}
+    os.rename(data / "val_english.bin", data / "val_music.bin")
+    english = meta["bins"].pop("val_english.bin")
+    meta["bins"]["val_music.bin"] = english | {"notes": 2 * english["bytes"]}
+    (data / "meta.json").write_text(json.dumps(meta))
+    run(data, tmp_path / "out", "--max_steps=20", "--eval_interval=10", f"--data_dir={data}")
+    last, usual = read_log(tmp_path / "out")[-1], read_log(f"{toy}/out")[-1]
+    assert last["bits_per_note"] == usual["bits_per_byte"] / 2
+    assert last["bits_per_base"] == usual["bits_per_base"] and last["val_loss"] == pytest.approx(usual["val_loss"])
+
+    del meta["modalities"]      # as an older prepare.py wrote it
+    (data / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(ValueError, match="meta.json: damaged, or from an older prepare.py: run prepare.py again"):
+        read_data(data)
+
+
 def test_next_line_leads_to_the_same_data(tmp_path):
-    """Never from own data to the toy's tasks, or into the toy's folders"""
-    assert train.next_arguments(TrainConfig(), []) == ""
-    assert train.next_arguments(TrainConfig(), ["config/laptop.toml", "--max_steps=5"]) == " config/laptop.toml"
-    (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks/x.dev.json").write_text("[]")
-    cfg = TrainConfig(data_dir=str(tmp_path), out_dir="out/mine")
-    assert train.next_arguments(cfg, ["a.toml", f"--data_dir={tmp_path}"]) == (
-        " a.toml --init_from=out/mine --out_dir=out/mine-instruct "
-        f"--tasks='{tmp_path}/tasks/*.train.json' --eval_tasks='{tmp_path}/tasks/*.dev.json'")
+    """Never from own data to the toy's tasks, or into the toy's folders, whatever the data are called"""
+    data = tmp_path / "my [data]"
+    for name in ("x.train.json", "x.dev.json"):
+        write(data / "tasks" / name, "[]")
+    command = shlex.split(train.tuning_command(TrainConfig(data_dir=str(data), out_dir="out/mine"), []))
+    assert command[:4] == ["python", "instruct.py", "--init_from=out/mine", "--out_dir=out/mine-instruct"]
+    for arg, name in zip(command[4:], ("x.train.json", "x.dev.json")):
+        assert glob.glob(arg.partition("=")[2]) == [str(data / "tasks" / name)]
+    (data / "tasks/x.train.json").unlink()
+    command = train.tuning_command(TrainConfig(data_dir=str(data), out_dir="out/mine"), [])
+    assert command == "python sample.py --out_dir=out/mine"
 
 
 def test_schedule():
