@@ -19,10 +19,20 @@ import os
 import re
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import regex
 from tqdm import tqdm
+
+
+class Modality(NamedTuple):
+    alphabet: str       # its letters; the modality that has none takes all other text
+    unit: str           # its loss is given in bits per unit
+
+
+MODALITIES = {"dna": Modality("ACGT", "base"), "english": Modality("", "byte")}
+SHORTEST = 8    # a run of so many letters of an alphabet is text of that modality
 
 # ------------------------------------------------------------------------------------------------
 # The split: where DNA ends and English begins

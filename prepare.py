@@ -22,20 +22,21 @@ import re
 import shlex
 import tempfile
 from collections import Counter
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 import config
-from bpe import Tokenizer
+from bpe import MODALITIES, Tokenizer
 from config import require
 from dna import toy
-from dna.read import (IUPAC, find_tables, read_alpaca, read_fasta, read_paragraphs,
-                      reverse_complement, stem)
+from dna.read import (IUPAC, canonical, find_tables, read_alpaca, read_dna, read_paragraphs,
+                      stem)
 from dna.tasks import OVERLAP, alpaca_prompt, find_leaks, is_scored, read_task
 
 
@@ -58,18 +59,34 @@ class PrepareConfig:
 # ----------------------------------------------------------------------------------------------
 # Documents, and which of them are held out
 
+class Reader(NamedTuple):
+    """How the files of a modality are read."""
+    documents: Callable     # (path, counts) -> a stream of texts; counts: what else was there
+    canonical: Callable     # a text -> what it has in common with the texts that are equal to it
+
+
+# A row for each modality of bpe.MODALITIES, under the name of its key in PrepareConfig.
+READERS = {
+    "dna": Reader(read_dna, canonical),         # DNA is equal to its reverse complement
+    "english": Reader(read_paragraphs, str),    # any other text, to itself alone
+}
 SEGMENT = 20_000    # bases or characters held out in one stretch; no document is longer, so that
                     # none can step over a stretch
 
 
+def text_files(cfg):
+    """-> the paths of the files of each modality"""
+    return [getattr(cfg, modality) for modality in MODALITIES]
+
+
 class Document(NamedTuple):
     text: str
-    modality: str       # dna or english
+    modality: str       # its name in MODALITIES
     held_out: bool
     path: str           # the file that it is from
 
 
-def documents(cfg, report=False):
+def documents(cfg, modalities=MODALITIES, report=False):
     """Stream all input -> Document, ...
 
     Held-out text comes in stretches of 20,000 bases or characters, evenly spread: neighbouring
@@ -77,26 +94,24 @@ def documents(cfg, report=False):
     in the training text. report: print what each file contained
     """
     every = round(1 / cfg.val_fraction)
-    for modality, paths in (("dna", cfg.dna), ("english", cfg.english)):
+    for modality in modalities:
+        unit = f"{MODALITIES[modality].unit}s"
         offset = 0
-        for path in paths:
-            stats = Counter()
-            texts = read_paragraphs(path) if modality == "english" else \
-                (stretch for _, stretch in read_fasta(path, stats))
-            for text in filter(None, texts):
+        for path in getattr(cfg, modality):
+            counts = Counter()
+            for text in filter(None, READERS[modality].documents(path, counts)):
                 yield Document(text, modality, offset // SEGMENT % every == every // 2, path)
                 offset += len(text)
-                stats["documents"] += 1
-                stats["bases" if modality == "dna" else "characters"] += len(text)
+                counts["documents"] += 1
+                counts[unit] += len(text.encode())
             if report:
-                counts = (f"{n:,} {what}" for what, n in stats.items() if n)
-                tqdm.write(f"{path}: {', '.join(counts)}")
+                contents = ", ".join(f"{n:,} {what}" for what, n in counts.items() if n)
+                tqdm.write(f"{path}: {contents}")
 
 
 def fingerprint(doc):
-    """-> a number that equal documents share, and DNA with its reverse complement"""
-    other = reverse_complement(doc.text) if doc.modality == "dna" else doc.text
-    return hash(min(doc.text, other))
+    """-> a number that equal documents share"""
+    return hash(READERS[doc.modality].canonical(doc.text))
 
 
 # ----------------------------------------------------------------------------------------------
@@ -120,8 +135,8 @@ def train_tokenizer(cfg, held_out, tasks):
     the words of every prompt become tokens -> Tokenizer"""
     rng = np.random.default_rng(cfg.seed)
     sample = []
-    for modality, part in (("dna", replace(cfg, english=())), ("english", replace(cfg, dna=()))):
-        docs = (doc.text for doc in documents(part) if fingerprint(doc) not in held_out)
+    for modality in MODALITIES:
+        docs = (doc.text for doc in documents(cfg, [modality]) if fingerprint(doc) not in held_out)
         docs = tqdm(docs, desc=f"sampling {modality}", unit=" docs", disable=None)
         sample += reservoir_sample(docs, cfg.tokenizer_mb * 1e6, rng)
     for name in sorted(tasks):
@@ -142,55 +157,60 @@ def check_lossless(tok, text, ids, path):
 # ----------------------------------------------------------------------------------------------
 # Token bins
 
-BINS = ("train.bin", "val_dna.bin", "val_english.bin")
+UNITS = [f"{modality.unit}s" for modality in MODALITIES.values()]
+BINS = ["train.bin", *(f"val_{modality}.bin" for modality in MODALITIES)]
+
+
+def encoded_documents(cfg, tok):
+    """Stream all input -> (Document, its ids), ..., encoded 1,000 documents at a time"""
+    docs = documents(cfg)
+    with tqdm(desc="encoding", unit="B", unit_scale=True, disable=None) as bar:
+        while batch := list(islice(docs, 1000)):
+            for doc, ids in zip(batch, tok.encode_batch([doc.text for doc in batch])):
+                if cfg.tokenizer:
+                    check_lossless(tok, doc.text, ids, doc.path)
+                yield doc, ids
+                bar.update(len(doc.text.encode()))
 
 
 def write_bins(cfg, tok, held_out, folder):
     """Encode all documents into the bins -> the content of meta.json. held_out: the fingerprints
     of held-out documents; training documents that share one are left out"""
     dtype = np.dtype("<u2" if len(tok) <= 2 ** 16 else "<u4")
-    bins = {name: {"documents": 0, "tokens": 0, "bases": 0, "bytes": 0} for name in BINS}
-    files = {name: open(f"{folder}/{name}", "wb") for name in BINS}
-    bar = tqdm(desc="encoding", unit="B", unit_scale=True, disable=None)
-    docs, repeated = documents(cfg), 0
-
-    # encode, 1,000 documents at a time
-    while batch := list(islice(docs, 1000)):
-        for doc, ids in zip(batch, tok.encode_batch([doc.text for doc in batch])):
-            if cfg.tokenizer:
-                check_lossless(tok, doc.text, ids, doc.path)
+    bins = {name: dict.fromkeys(["documents", "tokens", *UNITS], 0) for name in BINS}
+    repeated = 0
+    with ExitStack() as stack:
+        files = {name: stack.enter_context(open(f"{folder}/{name}", "wb")) for name in BINS}
+        for doc, ids in encoded_documents(cfg, tok):
             if not doc.held_out and fingerprint(doc) in held_out:
                 repeated += 1
                 continue
             name = f"val_{doc.modality}.bin" if doc.held_out else "train.bin"
-            size = len(doc.text.encode())
             ids = np.append(ids, tok.eot)
             if not bins[name]["tokens"]:
                 ids = np.append(tok.eot, ids)
             files[name].write(ids.astype(dtype).tobytes())
             bins[name]["documents"] += 1
             bins[name]["tokens"] += len(ids)
-            bins[name]["bases" if doc.modality == "dna" else "bytes"] += size
-            bar.update(size)
-    bar.close()
-    for f in files.values():
-        f.close()
+            bins[name][f"{MODALITIES[doc.modality].unit}s"] += len(doc.text.encode())
 
-    # what there is, and whether it is enough
+    # is it enough?
     if repeated:
         print(f"{repeated:,} training documents equal a held-out one: left out")
-    for modality, paths in (("dna", cfg.dna), ("english", cfg.english)):
+    for modality in MODALITIES:
+        paths = getattr(cfg, modality)
         require(not paths or bins[f"val_{modality}.bin"]["tokens"],
                 f"{', '.join(paths)}: too little to hold any out: give more, or a larger "
                 f"val_fraction than {cfg.val_fraction}")
     require(bins["train.bin"]["tokens"], "nothing is left to train on: give more text")
     return {"dtype": dtype.str, "vocab_size": len(tok), "split": tok.split,
-            "modalities": {"dna": "base", "english": "byte"},
-            "tokenizer_sha256": config.file_sha256(f"{folder}/tokenizer.json"), "bins": bins}
+            "tokenizer_sha256": config.file_sha256(f"{folder}/tokenizer.json"),
+            "modalities": {name: modality.unit for name, modality in MODALITIES.items()},
+            "bins": bins}
 
 
 def write_text(cfg, tasks, folder):
-    """Write the tokenizer, and the bins of cfg.dna and cfg.english with their meta.json."""
+    """Write the tokenizer, and the bins of all modalities with their meta.json."""
     # what is held out
     docs = tqdm(documents(cfg, report=True), desc="reading", unit=" docs", disable=None)
     held_out = {fingerprint(doc) for doc in docs if doc.held_out}
@@ -207,9 +227,10 @@ def write_text(cfg, tasks, folder):
     # the bins
     meta = write_bins(cfg, tok, held_out, folder)
     config.write_json(f"{folder}/meta.json", meta)
-    print(f"\n{'bin':16}{'documents':>12}{'tokens':>14}{'bases':>14}{'bytes':>14}")
-    for name, b in meta["bins"].items():
-        print(f"{name:16}{b['documents']:12,}{b['tokens']:14,}{b['bases']:14,}{b['bytes']:14,}")
+    columns = ["documents", "tokens", *UNITS]
+    print(f"\n{'bin':18}" + "".join(f"{column:>14}" for column in columns))
+    for name, sizes in meta["bins"].items():
+        print(f"{name:18}" + "".join(f"{sizes[column]:14,}" for column in columns))
     if len(tok) < cfg.vocab_size and not cfg.tokenizer:
         print(f"The text has no more pairs to merge: {len(tok):,} ids, not {cfg.vocab_size:,}.")
 
@@ -286,7 +307,7 @@ def check(cfg):
     if cfg.tokenizer:
         Tokenizer.load(cfg.tokenizer)
     seen = set()
-    for path in cfg.dna + cfg.english + cfg.tasks:
+    for path in chain(*text_files(cfg), cfg.tasks):
         require(os.path.exists(path), f"{path}: no such file or folder")
         require(path in cfg.tasks or os.path.isfile(path),
                 f"{path}: a folder or a pipe, not a file that can be read three times")
@@ -319,7 +340,7 @@ def staged(data_dir):
 def next_command(cfg, tasks):
     """-> what to run next, on these data and no others"""
     out = f"--out_dir=out/{os.path.basename(os.path.abspath(cfg.data_dir))}"
-    if cfg.dna or cfg.english:
+    if any(text_files(cfg)):
         return shlex.join(["python", "train.py", f"--data_dir={cfg.data_dir}", out])
     patterns = {re.sub(r".+(\.(train|dev|test)\.json)", r"*\1", name) for name in tasks}
     tune = [f"{cfg.data_dir}/tasks/{name}" for name in sorted(patterns) if not is_scored(name)]
@@ -331,7 +352,7 @@ def next_command(cfg, tasks):
 def main(argv):
     cfg = config.from_command_line(PrepareConfig, "prepare", argv)
     check(cfg)
-    toy_world = not (cfg.dna or cfg.english or cfg.tasks)
+    toy_world = not any([*text_files(cfg), cfg.tasks])
     if toy_world:
         print("The toy world: invented DNA, and English that comes with Python.")
         cfg = replace(cfg, **toy.files(os.path.join(cfg.data_dir, "raw"), cfg.seed))
@@ -343,7 +364,7 @@ def main(argv):
             sequences = f"{folder}/tasks/sequences.fa"
             write_sequences(tasks, sequences)
             cfg = replace(cfg, dna=(*cfg.dna, sequences))
-        if cfg.dna or cfg.english:
+        if any(text_files(cfg)):
             write_text(cfg, tasks, folder)
     is_default = toy_world and cfg.data_dir == PrepareConfig.data_dir
     print(f"wrote {cfg.data_dir}; next: "

@@ -63,7 +63,7 @@ def stem(path, kinds):
     return match and match[1]
 
 
-def read_paragraphs(path):
+def read_paragraphs(path, counts=None):
     """Stream a text file -> its paragraphs, separated by blank lines; those of 16,000 characters or
     more in parts that end with a line, or in mid-line where lines are longer than 4,000"""
     text = ""
@@ -86,6 +86,11 @@ LINE_NUMBERS = re.compile(r"(?m)^\s*\d+\s|\s\d+\s*$")   # GenBank's, in front; E
 def reverse_complement(sequence):
     """-> the other strand, read in its own direction; IUPAC codes in capitals"""
     return sequence.translate(COMPLEMENT)[::-1]
+
+
+def canonical(sequence):
+    """-> the same for a sequence and for its reverse complement: the first of them in the alphabet"""
+    return min(sequence, reverse_complement(sequence))
 
 
 def clean_dna(text, where):
@@ -161,6 +166,11 @@ def read_fasta(path, stats=None):
                 yield from stretches(text[:BLOCK])
                 text = text[BLOCK:]
     yield from stretches(text)
+
+
+def read_dna(path, counts):
+    """Stream a FASTA file -> its stretches of A, C, G, T; counts: as the stats of read_fasta()"""
+    return (stretch for _, stretch in read_fasta(path, counts))
 
 
 # ----------------------------------------------------------------------------------------------
