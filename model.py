@@ -1,19 +1,19 @@
 """
-GPT-2: the network, its loss, a key-value cache, generation, checkpoints.
+GPT-2: a key-value cache, the network, its loss, generation, checkpoints.
 
-    model = GPT(GPTConfig(vocab_size=8192, block_size=256, n_layer=6, n_head=6, n_embd=384))
+    model = GPT(GPTConfig(vocab_size=8192, block_size=256))
     logits, _ = model(idx)
     _, loss = model(idx, targets)
     for token in model.generate([12, 7, 5], max_new_tokens=20, stop=0): ...
 
 The network is that of Radford et al. (2019), "Language Models are Unsupervised Multitask
-Learners": learned positions, LayerNorm before each part of a block, GELU in its tanh form, biases
-everywhere, LM head tied to the token embedding. Parameters have the names of the published GPT-2,
-whose files gpt2.py reads and writes. (With kmer, embeddings of k-mers of DNA are added, which GPT-2
-does not have.)
+Learners": learned positions, LayerNorm before each part of a block, GELU in its tanh
+form, biases everywhere, an LM head tied to the token embedding. Parameters have the
+names of the published GPT-2, whose files tools/gpt2.py converts. Below a double line
+stands what DNA tokens can be given besides; GPT-2 does not have it.
 
-Shapes: B batch, T time (tokens), P tokens of a shared prefix, S keys (the cached tokens and the new
-ones), C channels (n_embd), H heads, D head size (C / H), V vocabulary.
+Shapes: B batch, T time (tokens), P tokens of a shared prefix, S keys (the cached tokens
+and the new ones), C channels (n_embd), H heads, D head size (C / H), V vocabulary.
 """
 import math
 import os
@@ -32,27 +32,73 @@ class GPTConfig:
     n_head: int = 12            # attention heads per block
     n_embd: int = 768           # channels
     dropout: float = 0.0        # share of activations zeroed in training
-    kmer: int = 0               # length of k-mers that have embeddings; 0: none, plain GPT-2
+    kmer: int = 0               # length of k-mers that have embeddings; 0: plain GPT-2
 
 
-# ----------------------------------------------------------------------------------------------
-# The network
+# --------------------------------------------------------------------------------------
+# The cache
 
-def attention(q, k, v, mask, dropout):
-    """F.scaled_dot_product_attention written out. In bfloat16 on a CPU its fused kernel leaves the
-    bfloat16 units idle and takes two to three times as long; on MPS it has been silently wrong.
+class Cache:
+    """Keys and values of the tokens read so far, and the positions of these tokens.
 
-    q: (B, H, T, D); k, v: (B, H, S, D)
-    mask: which keys each token attends to, bool, broadcast to (B, H, T, S); None is causal
-    -> (B, H, T, D)
+    A token attends to the tokens at positions up to its own. Padding is at the position
+    PADDING, so no real token attends to it. First comes one row, a shared prefix (B=1),
+    then the rows that continue it. A `frozen` cache is read but not extended.
     """
-    if mask is None:
-        T = q.size(2)
-        mask = torch.ones(T, T, dtype=torch.bool, device=q.device).tril()
-    bias = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -math.inf)
-    scores = q / math.sqrt(q.size(-1)) @ k.transpose(-2, -1) + bias       # (B, H, T, S)
-    return F.dropout(F.softmax(scores, dim=-1), dropout) @ v
+    PADDING = 1 << 30
 
+    def __init__(self):
+        self.layers = {}            # layer -> (keys, values), each (B or 1, H, S, D)
+        self.position = None        # (B or 1, S)
+        self.ids = None             # (B or 1, n), the last n tokens, if k-mers need them
+        self.frozen = False
+
+    @property
+    def size(self):
+        """S, how many tokens are cached"""
+        return 0 if self.position is None else self.position.size(1)
+
+    def append_positions(self, position):
+        """Append the positions (B or 1, T) of new tokens.
+
+        -> which of the S keys, new ones included, each new token attends to: bool
+        (B or 1, 1, T, S)
+        """
+        keys = position
+        if self.position is not None:
+            keys = torch.cat([self.position.expand(len(position), -1), position], dim=1)
+        if not self.frozen:
+            self.position = keys
+        return keys[:, None, None, :] <= position[:, None, :, None]
+
+    def append_ids(self, idx, position, n):
+        """Append the ids (B, T) of new tokens, without the padding on their right.
+
+        -> the n ids before them (B, n), -1 where there are none
+        """
+        before = idx.new_full((1, n), -1) if self.ids is None else self.ids
+        before = before.expand(len(idx), -1)
+        if not self.frozen:
+            n_new = (position != self.PADDING).sum(dim=1, keepdim=True)     # (B or 1, 1)
+            last = (n_new + torch.arange(n, device=idx.device)).expand(len(idx), -1)
+            self.ids = torch.cat([before, idx], dim=1).gather(1, last)
+        return before
+
+    def extend(self, layer, k, v):
+        """Append the k, v (B, H, T, D) of a layer's new tokens.
+
+        -> all of the layer's k, v (B, H, S, D)
+        """
+        if layer in self.layers:
+            k, v = (torch.cat([old.expand(len(new), -1, -1, -1), new], dim=2)
+                    for old, new in zip(self.layers[layer], (k, v)))
+        if not self.frozen:
+            self.layers[layer] = k, v
+        return k, v
+
+
+# --------------------------------------------------------------------------------------
+# The network
 
 class CausalSelfAttention(nn.Module):
 
@@ -61,7 +107,7 @@ class CausalSelfAttention(nn.Module):
         self.layer = layer
         self.n_head = config.n_head
         self.dropout = config.dropout
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)   # query, key, value in one
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)   # query, key, value
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
     def forward(self, x, mask=None, cache=None):
@@ -72,24 +118,12 @@ class CausalSelfAttention(nn.Module):
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)                   # (B, H, S, D)
 
-        # attend: (B, H, T, D) x (B, H, D, S) -> (B, H, T, S), times (B, H, S, D) -> (B, H, T, D)
-        dropout = self.dropout if self.training else 0.0
-        if q.device.type == "mps" or q.device.type == "cpu" and q.dtype == torch.bfloat16:
-            y = attention(q, k, v, mask, dropout)
-        else:
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout,
-                                               is_causal=mask is None)
+        # (B, H, T, D) x (B, H, D, S) -> (B, H, T, S), x (B, H, S, D) -> (B, H, T, D)
+        y = attention(q, k, v, mask, self.dropout if self.training else 0.0)
 
-        y = y.transpose(1, 2).reshape(B, T, C)          # the heads side by side again
+        # the heads side by side again
+        y = y.transpose(1, 2).reshape(B, T, C)
         return F.dropout(self.c_proj(y), self.dropout, self.training)
-
-
-def gelu(x):
-    """GELU in its tanh form (Hendrycks & Gimpel, 2016). As 1 + tanh(u) = 2 sigmoid(2u), it can be
-    written with a sigmoid, which torch.compile vectorizes about twice as fast on a CPU."""
-    if torch.compiler.is_compiling():
-        return x * torch.sigmoid(math.sqrt(8 / math.pi) * (x + 0.044715 * x ** 3))
-    return F.gelu(x, approximate="tanh")
 
 
 class MLP(nn.Module):
@@ -120,67 +154,6 @@ class Block(nn.Module):
         return x
 
 
-class KmerEmbedding(nn.Module):
-    """An embedding for each k-mer of DNA; a token is given the sum over the k-mers that end in it.
-
-    BPE cuts the same motif in many ways, by what stands beside it, and each way would have to be
-    learned by itself. A k-mer is the same wherever tokens begin and end. The embeddings start as
-    zeros, so that an untrained network is plain GPT-2.
-
-    weight: (4^k + 1, C); the last row stands for "no k-mer" and stays zero
-    length: (V,) a token's bases, 0 if it is not spelled in A, C, G, T alone
-    code: (V, LONGEST) of each token, its first 1, 2, ... bases as numbers in base 4
-    """
-    # Of a longer token, and there are few, the last 16 bases are read as if they followed the token
-    # before it: k - 1 of its k-mers are then not in the DNA.
-    LONGEST = 16
-
-    def __init__(self, config):
-        super().__init__()
-        self.k = config.kmer
-        self.weight = nn.Parameter(torch.zeros(4 ** self.k + 1, config.n_embd))
-        self.register_buffer("length", torch.zeros(config.vocab_size, dtype=torch.long))
-        self.register_buffer("code", torch.zeros(config.vocab_size, self.LONGEST, dtype=torch.long))
-
-    def read_vocab(self, vocab):
-        """vocab: {token: id}. Until it has been read, no token is DNA."""
-        for token, i in vocab.items():
-            bases = token[-self.LONGEST:]
-            if token and set(token) <= set("ACGT"):
-                self.length[i] = len(bases)
-                for j in range(len(bases)):
-                    self.code[i, j] = int(bases[:j + 1].translate(str.maketrans("ACGT", "0123")), 4)
-
-    def forward(self, idx, before):
-        """
-        idx: (B, T) token ids
-        before: (B, k - 1) the ids before them, -1 where there are none
-        -> (B, T, C)
-        """
-        # each token's bases, and its last k - 1 as a number
-        ids, T = torch.cat([before, idx], dim=1), idx.size(1)
-        lengths = self.length[ids] * (ids >= 0)                                     # (B, k - 1 + T)
-        endings = self.code[ids, lengths - 1] % 4 ** (self.k - 1)
-
-        # past: the bases before each token as a number; known: how many of them. Go back token by
-        # token until one is not DNA; k - 1 are enough, as each has a base or more
-        known = past = torch.zeros_like(idx)                                        # (B, T)
-        unbroken = torch.ones_like(idx, dtype=torch.bool)
-        for back in range(1, self.k):
-            earlier = slice(self.k - 1 - back, self.k - 1 - back + T)
-            unbroken = unbroken & (lengths[:, earlier] > 0)
-            past = past + unbroken * endings[:, earlier] * 4 ** known
-            known = (known + unbroken * lengths[:, earlier]).clamp(max=self.k - 1)
-
-        # the k-mer that ends at each base of each token
-        j = torch.arange(1, self.LONGEST + 1, device=idx.device)
-        kmers = ((past % 4 ** (self.k - 1))[..., None] * 4 ** j + self.code[idx]) % 4 ** self.k
-        there = (j <= self.length[idx][..., None]) & (known[..., None] + j >= self.k)
-        kmers = kmers.masked_fill(~there, 4 ** self.k)                              # (B, T, LONGEST)
-        x = F.embedding_bag(kmers.flatten(0, 1), self.weight, mode="sum", padding_idx=4 ** self.k)
-        return x.view(*idx.shape, -1)
-
-
 class GPT(nn.Module):
 
     def __init__(self, config):
@@ -189,7 +162,7 @@ class GPT(nn.Module):
             raise ValueError(f"n_embd={config.n_embd} cannot be divided among "
                              f"n_head={config.n_head} heads: choose a multiple")
         if config.kmer not in (0, *range(2, 9)):
-            raise ValueError(f"kmer={config.kmer}: choose 2 to 8 bases, or 0 for no k-mers")
+            raise ValueError(f"kmer={config.kmer}: choose 2 to 8 bases, or 0 for none")
         self.config = config
         self.transformer = nn.ModuleDict(dict(
             wte=nn.Embedding(config.vocab_size, config.n_embd),     # tokens
@@ -204,12 +177,14 @@ class GPT(nn.Module):
         self._init_weights()
 
     def _init_weights(self):
-        """As GPT-2: normal with std 0.02, and less for what is added to the residual stream, so that
-        its variance does not grow with the number of blocks (two additions in each)."""
+        """As GPT-2: normal with std 0.02. What is added to the residual stream starts
+        smaller, so that the variance of the stream does not grow with the number of
+        blocks (each adds to it twice)."""
         residual_std = 0.02 / math.sqrt(2 * self.config.n_layer)
         for name, p in self.named_parameters():
             if p.dim() == 2 and "kmers" not in name:
-                nn.init.normal_(p, std=residual_std if name.endswith("c_proj.weight") else 0.02)
+                is_residual = name.endswith("c_proj.weight")
+                nn.init.normal_(p, std=residual_std if is_residual else 0.02)
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
 
@@ -218,22 +193,22 @@ class GPT(nn.Module):
         return self.lm_head.weight.device
 
     def num_params(self):
-        """Number of parameters, the tied LM head counted once, embeddings of positions and k-mers left
-        out (they take part in no matrix product)."""
+        """Number of parameters. The tied LM head counts once. Embeddings of positions
+        and of k-mers do not count, because they take part in no matrix product."""
         looked_up = [name for name in ("wpe", "kmers") if name in self.transformer]
         return sum(p.numel() for p in self.parameters()) \
             - sum(self.transformer[name].weight.numel() for name in looked_up)
 
     def flops_per_token(self, T):
-        """FLOPs to train on one token in rows of T tokens: 6 per parameter, plus 12 L C T for
-        attention (Chowdhery et al., 2022, PaLM, appendix B)."""
+        """FLOPs to train on one token in rows of T tokens: 6 per parameter, plus
+        12 n_layer C T for attention (Chowdhery et al., 2022, PaLM, appendix B)."""
         c = self.config
         return 6 * self.num_params() + 12 * c.n_layer * c.n_embd * T
 
     def embed(self, idx, position, cache=None):
-        """-> (B, T, C). Under autocast it is in the autocast dtype, as is all that the blocks add to
-        it: half the memory, and half the traffic"""
-        # padding has a position beyond the context; what is looked up for it does not matter
+        """-> (B, T, C). Under autocast the residual stream uses the autocast dtype,
+        which halves its memory."""
+        # padding has a position beyond the context; clamp it: nothing attends to padding
         positions = self.transformer.wpe(position.clamp(max=self.config.block_size - 1))
         x = self.transformer.wte(idx) + positions
         if self.config.kmer:
@@ -247,13 +222,16 @@ class GPT(nn.Module):
         """The states before the LM head.
 
         idx: (B, T) token ids
-        position: (B or 1, T); if not given, they follow the cached tokens
-        cache: a Cache of the tokens before these; these are appended to it
+        position: (B or 1, T); by default the tokens follow the cached ones
+        cache: a Cache of the tokens before these, to which these are appended
         -> (B, T, C)
+
+        ValueError if the tokens do not fit into the context.
         """
         P, T = 0 if cache is None else cache.size, idx.size(1)
         if P + T > self.config.block_size:
-            raise ValueError(f"{P + T} tokens do not fit into block_size={self.config.block_size}")
+            raise ValueError(f"{P + T} tokens do not fit into "
+                             f"block_size={self.config.block_size}")
         if position is None:
             position = torch.arange(P, P + T, device=idx.device)[None]
         mask = None if cache is None else cache.append_positions(position)
@@ -265,14 +243,15 @@ class GPT(nn.Module):
     def forward(self, idx, targets=None, prefix=None, at=None):
         """
         idx: (B, T) token ids
-        targets: (B, T) the id that should follow each token, -1 where there is nothing to learn
-        prefix: (P,) tokens that all rows begin with, without a loss; they are computed only once
-        at: (N,) the positions in idx.flatten() that have a target; then targets is (N,), and the LM
-            head is computed only there. (Finding them here would make the CPU wait for the GPU.)
+        targets: (B, T) the id that should follow each token, -1 where none is learned
+        prefix: (P,) tokens that all rows begin with, without a loss; computed only once
+        at: (N,) the positions in idx.flatten() that have a target. Then targets is (N,),
+            and the LM head is computed only there. (Finding them here would make the CPU
+            wait for the GPU.)
 
-        -> without targets the logits (B, T, V), and None; with targets None, and the mean loss in
-        nats. (Of a compiled model that returned both, the logits would get a gradient too: zeros
-        of their size.)
+        -> without targets the logits (B, T, V), and None; with targets None, and the
+        mean loss in nats. (Returning the logits too would make a compiled model allocate
+        an all-zero gradient for them.)
         """
         cache = None
         if prefix is not None and len(prefix):
@@ -282,9 +261,9 @@ class GPT(nn.Module):
         if targets is None:
             return self.lm_head(x), None
 
-        x = x.flatten(0, 1)                                             # (B T, C)
+        x = x.flatten(0, 1)                                         # (B T, C)
         if at is not None:
-            x = x.index_select(0, at)                                   # (N, C)
+            x = x.index_select(0, at)                               # (N, C)
         logits, targets = self.lm_head(x).float(), targets.flatten()
         total = F.cross_entropy(logits, targets, ignore_index=-1, reduction="sum")
         # a batch without any target has the loss 0, not 0 / 0
@@ -293,8 +272,8 @@ class GPT(nn.Module):
     # -- scoring and generation, on a cache
 
     def prefill(self, prompts):
-        """Read prompts, lists of ids of any lengths, into a new cache; the prefix that they share is
-        computed once.
+        """Read prompts, lists of ids of any lengths, into a new cache. Their shared
+        prefix is computed once.
 
         -> logits of the token after each prompt (B, V), the cache, lengths (B,)
         """
@@ -304,34 +283,40 @@ class GPT(nn.Module):
         if P:
             self.hidden(torch.tensor([prompts[0][:P]], device=self.device), cache=cache)
 
-        # the rest of each row, padded on the right
+        # what follows in each row, padded on the right
         T = max(map(len, prompts)) - P
-        idx = torch.tensor([p[P:] + [0] * (P + T - len(p)) for p in prompts], device=self.device)
+        idx = torch.tensor([p[P:] + [0] * (P + T - len(p)) for p in prompts],
+                           device=self.device)
         position = torch.arange(P, P + T, device=self.device).expand_as(idx)
         position = position.masked_fill(position >= lengths[:, None], Cache.PADDING)
         x = self.hidden(idx, position, cache)
-        last = x[torch.arange(len(prompts), device=self.device), lengths - P - 1]      # (B, C)
-        return self.lm_head(last), cache, lengths
+        rows = torch.arange(len(prompts), device=self.device)
+        return self.lm_head(x[rows, lengths - P - 1]), cache, lengths
 
     @torch.inference_mode()
     def log_likelihoods(self, prompts, choices):
         """How likely each choice is as the response to each prompt.
 
-        prompts: B lists of ids; choices: lists of ids, each with its stop token at the end
-        -> log-likelihoods in nats (B, number of choices); and whether greedy decoding would produce
-        that choice, bool of the same shape
+        prompts: B lists of ids
+        choices: lists of ids, each with its stop token at the end
+        -> log-likelihoods in nats (B, number of choices), and whether greedy decoding
+        would write that choice, bool of the same shape
         """
         first, cache, lengths = self.prefill(prompts)
-        cache.frozen = True         # every choice continues the prompt, not the choice before it
+        # every choice continues the prompt, not the choice before it
+        cache.frozen = True
         nats, greedy = [], []
         for choice in choices:
-            ids = torch.tensor(choice, device=self.device).expand(len(prompts), -1)     # (B, T)
+            # the choice in every row (B, T), and the logits (B, T, V) of each
+            ids = torch.tensor(choice, device=self.device).expand(len(prompts), -1)
             logits = first[:, None]
             if len(choice) > 1:
                 steps = torch.arange(len(choice) - 1, device=self.device)
-                rest = self.hidden(ids[:, :-1], lengths[:, None] + steps, cache)
-                logits = torch.cat([logits, self.lm_head(rest)], dim=1)                 # (B, T, V)
-            log_p = F.log_softmax(logits.float(), dim=-1).gather(2, ids[..., None])     # (B, T, 1)
+                x = self.hidden(ids[:, :-1], lengths[:, None] + steps, cache)
+                logits = torch.cat([logits, self.lm_head(x)], dim=1)
+
+            # the log-probability of each id (B, T, 1)
+            log_p = F.log_softmax(logits.float(), dim=-1).gather(2, ids[..., None])
             nats.append(log_p.sum(dim=(1, 2)))
             greedy.append((logits.argmax(dim=-1) == ids).all(dim=1))
         return torch.stack(nats, dim=1), torch.stack(greedy, dim=1)
@@ -339,10 +324,10 @@ class GPT(nn.Module):
     @torch.inference_mode()
     def generate(self, prompt, max_new_tokens, temperature=1.0, top_k=None, stop=None,
                  generator=None):
-        """Continue `prompt`, a list of at least one id; yields the new ids one by one. When the
-        context is full, its older half is forgotten.
+        """Continue `prompt`, a list of at least one id; yields the new ids one by one.
+        When the context is full, its older half is forgotten.
 
-        temperature: 0 is greedy decoding; otherwise logits are divided by it before drawing
+        temperature: logits are divided by it before drawing; 0 is greedy decoding
         top_k: draw only among the k most likely tokens
         stop: the token, usually <|endoftext|>, after which generation ends
         generator: a torch.Generator on the model's device, for the draws
@@ -352,7 +337,7 @@ class GPT(nn.Module):
             if cache is None:
                 if len(ids) > self.config.block_size:
                     ids = ids[-(self.config.block_size // 2):]
-                logits, cache, _ = self.prefill([ids])                                  # (1, V)
+                logits, cache, _ = self.prefill([ids])                      # (1, V)
             else:
                 last = torch.tensor([[ids[-1]]], device=self.device)
                 logits = self.lm_head(self.hidden(last, cache=cache))[:, -1]
@@ -365,61 +350,10 @@ class GPT(nn.Module):
                 cache = None
 
 
-class Cache:
-    """Keys and values of the tokens read so far, and their positions. A token attends to those at
-    positions up to its own; padding is at the position PADDING, so that no real token attends to it.
-
-    First comes one row, a shared prefix (B=1), then the rows that continue it. When `frozen`, the
-    cache is read but not extended.
-    """
-    PADDING = 1 << 30
-
-    def __init__(self):
-        self.layers = {}            # layer -> (keys, values), each (B or 1, H, S, D)
-        self.position = None        # (B or 1, S)
-        self.ids = None             # (B or 1, n), the last n tokens, where k-mers need them
-        self.frozen = False
-
-    @property
-    def size(self):
-        """S, how many tokens are cached"""
-        return 0 if self.position is None else self.position.size(1)
-
-    def append_positions(self, position):
-        """Append the positions (B or 1, T) of new tokens -> which of the S keys, the new ones among
-        them, each of the new tokens attends to, bool (B or 1, 1, T, S)"""
-        keys = position
-        if self.position is not None:
-            keys = torch.cat([self.position.expand(len(position), -1), position], dim=1)
-        if not self.frozen:
-            self.position = keys
-        return keys[:, None, None, :] <= position[:, None, :, None]
-
-    def append_ids(self, idx, position, n):
-        """Append the ids (B, T) of new tokens -> the n ids before them (B, n), -1 where there are
-        none. Padding, on the right, is not kept."""
-        before = idx.new_full((1, n), -1) if self.ids is None else self.ids
-        before = before.expand(len(idx), -1)
-        if not self.frozen:
-            n_new = (position != self.PADDING).sum(dim=1, keepdim=True)             # (B or 1, 1)
-            last = (n_new + torch.arange(n, device=idx.device)).expand(len(idx), -1)
-            self.ids = torch.cat([before, idx], dim=1).gather(1, last)
-        return before
-
-    def extend(self, layer, k, v):
-        """Append the k, v (B, H, T, D) of a layer's new tokens -> all of its k, v (B, H, S, D)"""
-        if layer in self.layers:
-            k, v = (torch.cat([old.expand(len(new), -1, -1, -1), new], dim=2)
-                    for old, new in zip(self.layers[layer], (k, v)))
-        if not self.frozen:
-            self.layers[layer] = k, v
-        return k, v
-
-
 def common_prefix(rows):
-    """-> how many ids all rows (lists of ids) begin with; the last id of each is not counted, so
-    that something is left of every row"""
-    first, last = min(rows), max(rows)      # when sorted, these two share the shortest prefix
+    """rows: lists of ids -> how many ids they all begin with, never a whole row"""
+    # the first and the last row in sorted order share the shortest prefix
+    first, last = min(rows), max(rows)
     shortest = min(map(len, rows)) - 1
     return next((i for i in range(shortest) if first[i] != last[i]), max(0, shortest))
 
@@ -430,15 +364,48 @@ def choose(logits, temperature, top_k, generator=None):
         return logits.argmax().item()
     if top_k is not None and top_k < len(logits):
         logits = logits.masked_fill(logits < logits.topk(top_k).values[-1], -math.inf)
-    return torch.multinomial(F.softmax(logits / temperature, dim=-1), 1, generator=generator).item()
+    p = F.softmax(logits / temperature, dim=-1)
+    return torch.multinomial(p, 1, generator=generator).item()
 
 
-# ----------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
+# Two functions that PyTorch has, written out where its own are slow or wrong
+
+def attention(q, k, v, mask, dropout):
+    """Scaled dot-product attention.
+
+    q: (B, H, T, D); k, v: (B, H, S, D)
+    mask: bool, broadcast to (B, H, T, S): which keys each token attends to; None: causal
+    -> (B, H, T, D)
+    """
+    # In bfloat16 on a CPU PyTorch's fused kernel leaves the bfloat16 units idle and
+    # takes two to three times as long. On MPS it has been silently wrong.
+    if q.device.type == "mps" or q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        if mask is None:
+            T = q.size(2)
+            mask = torch.ones(T, T, dtype=torch.bool, device=q.device).tril()
+        bias = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -math.inf)
+        scores = q / math.sqrt(q.size(-1)) @ k.transpose(-2, -1) + bias    # (B, H, T, S)
+        return F.dropout(F.softmax(scores, dim=-1), dropout) @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout,
+                                          is_causal=mask is None)
+
+
+def gelu(x):
+    """GELU in its tanh form (Hendrycks & Gimpel, 2016)."""
+    # 1 + tanh(u) = 2 sigmoid(2u), and torch.compile vectorizes the sigmoid about twice
+    # as fast on a CPU
+    if torch.compiler.is_compiling():
+        return x * torch.sigmoid(math.sqrt(8 / math.pi) * (x + 0.044715 * x ** 3))
+    return F.gelu(x, approximate="tanh")
+
+
+# --------------------------------------------------------------------------------------
 # Checkpoints
 
 def save_checkpoint(path, model, **more):
-    """Write the model, its config and `more` (tensors, numbers, strings, dicts and lists of them).
-    OSError if it cannot be written, such as on a full disk."""
+    """Write the model, its config and `more` (tensors, numbers, strings, dicts and lists
+    of them). OSError if the file cannot be written, as on a full disk."""
     state = {"model": model.state_dict(), "model_config": asdict(model.config), **more}
     try:
         with open(path, "wb") as f:
@@ -448,18 +415,94 @@ def save_checkpoint(path, model, **more):
 
 
 def load_checkpoint(path, device="cpu", dropout=0.0):
-    """-> (model on `device`, the whole checkpoint as a dict on the CPU)"""
+    """-> (model on `device`, the whole checkpoint as a dict on the CPU)
+
+    FileNotFoundError if there is none, ValueError if it is damaged or of another
+    network.
+    """
     if not os.path.exists(path):
-        raise FileNotFoundError(f"{path}: no such checkpoint: train a model or give another folder")
+        raise FileNotFoundError(f"{path}: no such checkpoint: train a model or give "
+                                "another folder")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:      # damaged bytes can make the unpickler raise anything
-        raise ValueError(f"{path}: not a complete checkpoint ({type(e).__name__}): was it cut short "
-                         "in copying?") from None
+        raise ValueError(f"{path}: not a complete checkpoint ({type(e).__name__}): "
+                         "was it cut short in copying?") from None
     try:
         model = GPT(GPTConfig(**state["model_config"] | {"dropout": dropout}))
-        model.load_state_dict(state["model"])
+        # a tensor too few or too many is an error, so no part of a network gets lost
+        model.load_state_dict(state["model"], strict=True)
     except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as e:
-        raise ValueError(f"{path}: a checkpoint, but not of this model ({type(e).__name__}): only "
-                         "those of train.py and instruct.py can be read") from None
+        raise ValueError(f"{path}: a checkpoint, but not of this network: train it "
+                         "anew, or use the code that wrote it "
+                         f"({type(e).__name__}: {e})") from None
     return model.to(device), state
+
+
+# ======================================================================================
+# What DNA tokens are given besides
+
+class KmerEmbedding(nn.Module):
+    """An embedding for each k-mer of DNA; a token is given the sum over the k-mers that
+    end in it.
+
+    BPE cuts the same motif in many ways, by what stands beside it, and each way would
+    have to be learned by itself. A k-mer is the same wherever tokens begin and end. The
+    embeddings start as zeros, so that an untrained network is plain GPT-2.
+
+    weight: (4^k + 1, C); the last row stands for "no k-mer" and stays zero
+    length: (V,) a token's bases, 0 if it is not spelled in A, C, G, T alone
+    code: (V, LONGEST) of each token, its first 1, 2, ... bases as numbers in base 4
+    """
+    # Only the last 16 bases of a longer token are used (such tokens are few), as if they
+    # followed the token before it: k - 1 of its k-mers are then not in the DNA.
+    LONGEST = 16
+
+    def __init__(self, config):
+        super().__init__()
+        self.k = config.kmer
+        self.weight = nn.Parameter(torch.zeros(4 ** self.k + 1, config.n_embd))
+        self.register_buffer("length", torch.zeros(config.vocab_size, dtype=torch.long))
+        self.register_buffer("code", torch.zeros(config.vocab_size, self.LONGEST,
+                                                 dtype=torch.long))
+
+    def read_vocab(self, vocab):
+        """vocab: {token: id}. Until it has been read, no token is DNA."""
+        for token, i in vocab.items():
+            bases = token[-self.LONGEST:]
+            if token and set(token) <= set("ACGT"):
+                self.length[i] = len(bases)
+                digits = bases.translate(str.maketrans("ACGT", "0123"))
+                for j in range(len(bases)):
+                    self.code[i, j] = int(digits[:j + 1], 4)
+
+    def forward(self, idx, before):
+        """
+        idx: (B, T) token ids
+        before: (B, k - 1) the ids before them, -1 where there are none
+        -> (B, T, C)
+        """
+        # each token's bases, and its last k - 1 as a number
+        ids, T = torch.cat([before, idx], dim=1), idx.size(1)
+        lengths = self.length[ids] * (ids >= 0)                         # (B, k - 1 + T)
+        endings = self.code[ids, lengths - 1] % 4 ** (self.k - 1)
+
+        # past: the bases before each token as a number; known: how many of them. Go back
+        # token by token until one is not DNA; k - 1 tokens are enough
+        known = past = torch.zeros_like(idx)                                # (B, T)
+        unbroken = torch.ones_like(idx, dtype=torch.bool)
+        for back in range(1, self.k):
+            earlier = slice(self.k - 1 - back, self.k - 1 - back + T)
+            unbroken = unbroken & (lengths[:, earlier] > 0)
+            past = past + unbroken * endings[:, earlier] * 4 ** known
+            known = (known + unbroken * lengths[:, earlier]).clamp(max=self.k - 1)
+
+        # the k-mer that ends at each base of each token
+        j = torch.arange(1, self.LONGEST + 1, device=idx.device)
+        kmers = (past % 4 ** (self.k - 1))[..., None] * 4 ** j + self.code[idx]
+        is_kmer = (j <= self.length[idx][..., None]) & (known[..., None] + j >= self.k)
+        # (B, T, LONGEST)
+        kmers = (kmers % 4 ** self.k).masked_fill(~is_kmer, 4 ** self.k)
+        x = F.embedding_bag(kmers.flatten(0, 1), self.weight, mode="sum",
+                            padding_idx=4 ** self.k)
+        return x.view(*idx.shape, -1)

@@ -471,5 +471,5 @@ def test_a_checkpoint_of_another_program(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "x.pt")
     torch.save([1, 2], tmp_path / "y.pt")
     for name in ("x.pt", "y.pt"):
-        with pytest.raises(ValueError, match=f"{name}: a checkpoint, but not of this model"):
+        with pytest.raises(ValueError, match=f"{name}: a checkpoint, but not of this network"):
             load_checkpoint(tmp_path / name)
