@@ -5,9 +5,10 @@ A byte-level BPE tokenizer for DNA and English.
     ids = tok.encode("ACGTACGT in the cell")
     tok.decode(ids)                         # the same text again
 
-Byte-pair encoding starts from the 256 bytes and repeatedly merges the most frequent pair of
-adjacent tokens into one new token. Before that, a regular expression splits the text into
-pieces, and no merge crosses the edge of a piece. The split keeps DNA and English apart.
+Byte-pair encoding starts from the 256 bytes and repeatedly merges the most frequent
+pair of adjacent tokens into one new token. Before that, a regular expression splits the
+text into pieces, and no merge crosses the edge of a piece. The split keeps DNA and
+English apart.
 
 Read down to the double line. Below it is the same algorithm, fast.
 """
@@ -17,6 +18,7 @@ import itertools
 import json
 import os
 import re
+import sys
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -25,61 +27,115 @@ import numpy as np
 import regex
 from tqdm import tqdm
 
-
-class Modality(NamedTuple):
-    alphabet: str       # its letters; the modality that has none takes all other text
-    unit: str           # its loss is given in bits per unit
-
-
-MODALITIES = {"dna": Modality("ACGT", "base"), "english": Modality("", "byte")}
-SHORTEST = 8    # a run of so many letters of an alphabet is text of that modality
-
-# ------------------------------------------------------------------------------------------------
-# The split: where DNA ends and English begins
+# --------------------------------------------------------------------------------------
+# The modalities
 #
 # The rule: eight or more capital A, C, G, T in a row are DNA; anything else is English.
 #
-# CAT, TATA and GATTACA are therefore English. Eight is longer than such words, and shorter than
-# any sequence worth reading. The rule looks at the run alone, never at its surroundings, and the
-# space before a run is not part of it (in English a space belongs to the word after it). So the
-# same DNA gets the same tokens everywhere: after a space, a newline, an N, within a word. The
-# price is that lower-case DNA is read as English; prepare.py turns it into capitals.
+# CAT, TATA and GATTACA are therefore English. Eight is longer than such words, and
+# shorter than any sequence worth reading. The rule looks at the run alone, never at its
+# surroundings. The space before a run is not part of it, although in English a space
+# belongs to the word after it. So the same DNA gets the same tokens everywhere: after a
+# space, after a newline, next to an N, inside a word. The price is that lower-case DNA
+# is read as English; prepare.py turns it into capitals.
+#
+# A new modality is a new row, and the same rule holds for its alphabet.
 
-RUN = "[ACGT]{8}"
+class Modality(NamedTuple):
+    alphabet: str       # the characters of its runs, none of them white space
+    unit: str           # what its size is counted in: bits per base, bits per byte
 
-# English is split as in GPT-2, except that a word ends where a run of DNA begins.
-ENGLISH = (r"'(?:[sdmt]|ll|ve|re)"                          # contractions
-           r"| ?(?:[^\P{L}ACGT]|(?!" + RUN + r")[ACGT])+"   # words; [^\P{L}ACGT]: any letter but these
-           r"| ?\p{N}+"                                     # numbers
-           r"| ?[^\s\p{L}\p{N}]+"                           # punctuation
-           r"|\s+(?!\S)|\s+")                               # white space
 
-PATTERNS = {
-    # BPE over runs of any length: [ACGT]{8,}
-    "mixed": RUN.replace("}", ",}") + "|" + ENGLISH,
-    # 6-mers: the first six bases of a run, then up to six at a time after six others
-    "mixed6": r"(?=" + RUN + r")[ACGT]{6}|(?<=[ACGT]{6})[ACGT]{1,6}|" + ENGLISH,
-    # single bases: the first of a run, then one at a time after another
-    "mixed1": r"(?=" + RUN + r")[ACGT]|(?<=[ACGT])[ACGT]|" + ENGLISH,
-    # no split, as in the DNAHLM paper: a whole document is one piece
-    "none": None,
+MODALITIES = {
+    "dna": Modality("ACGT", "base"),
+    # no alphabet: all the rest
+    "english": Modality("", "byte"),
+}
+ALPHABETS = [modality.alphabet for modality in MODALITIES.values() if modality.alphabet]
+SHORTEST = 8            # so many characters of an alphabet in a row are a run
+
+# --------------------------------------------------------------------------------------
+# The split, which follows from the modalities: a branch for each alphabet, then English
+
+# X stands for a character of the alphabet.
+RUN = "X{%d}" % SHORTEST
+
+# How each split cuts a run into pieces
+BRANCHES = {
+    # BPE over runs of any length: a run is one piece
+    "mixed": "X{%d,}" % SHORTEST,
+    # 6-mers: the first six of a run, then up to six at a time after six others
+    "mixed6": "(?=X{%d})X{6}|(?<=X{6})X{1,6}" % SHORTEST,
+    # single characters: the first of a run, then one at a time after another one
+    "mixed1": "(?=X{%d})X|(?<=X)X" % SHORTEST,
 }
 
-# GPT-2's own split, which a tokenizer.json names only as "use_regex".
-GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
-# These match every character of any text. A pattern from elsewhere may leave some out.
-COMPLETE = {GPT2_PATTERN, PATTERNS["mixed"], PATTERNS["mixed6"], PATTERNS["mixed1"]}
+def spell_out(branch, alphabet):
+    """spell_out("X{8}", "ACGT") -> "[ACGT]{8}" """
+    return branch.replace("X", f"[{re.escape(alphabet)}]")
 
-# ------------------------------------------------------------------------------------------------
+
+def until_run(kind, complement, alphabets):
+    r"""-> the expression for characters of one kind, which ends where a run begins
+
+    kind: a class of characters; complement: its opposite, as it is written inside [^...]
+
+    >>> print(until_run(r"\p{L}", r"\P{L}", ["ACGT", "01"]))
+     ?(?:[^\P{L}ACGT]|(?![ACGT]{8})[ACGT])+
+    >>> print(until_run(r"\p{N}", r"\P{N}", ["ACGT"]))
+     ?\p{N}+
+    """
+    alphabets = [alphabet for alphabet in alphabets if regex.search(kind, alphabet)]
+    if not alphabets:
+        return f" ?{kind}+"
+    letters = re.escape("".join(regex.findall(kind, "".join(alphabets))))
+    runs = "|".join(spell_out(RUN, alphabet) for alphabet in alphabets)
+    return f" ?(?:[^{complement}{letters}]|(?!{runs})[{letters}])+"
+
+
+def english(alphabets):
+    """-> GPT-2's expression, but a piece ends where a run of an alphabet begins"""
+    return "|".join([
+        r"'(?:[sdmt]|ll|ve|re)",                                        # contractions
+        until_run(r"\p{L}", r"\P{L}", alphabets),                       # words
+        until_run(r"\p{N}", r"\P{N}", alphabets),                       # numbers
+        until_run(r"[^\s\p{L}\p{N}]", r"\s\p{L}\p{N}", alphabets),      # punctuation
+        r"\s+(?!\S)|\s+"])                                              # white space
+
+
+def split_patterns(alphabets):
+    """-> {split: its regular expression, or None for no split}"""
+    patterns = {}
+    for split, branch in BRANCHES.items():
+        runs = [spell_out(branch, alphabet) for alphabet in alphabets]
+        patterns[split] = "|".join([*runs, english(alphabets)])
+
+    # as in the DNAHLM paper: a whole document is one piece
+    return patterns | {"none": None}
+
+
+PATTERNS = split_patterns(ALPHABETS)
+
+# GPT-2's own split, which a tokenizer.json names only as "use_regex"
+GPT2_PATTERN = english([])
+
+# The fast path below relies on two properties of these patterns: they match every
+# character of any text, and no piece crosses the start of a word, where white space
+# begins. A tokenizer keeps its pattern when MODALITIES gets another row, so the
+# patterns without the last rows belong here too. Without any row they are GPT-2's.
+COMPLETE = {pattern for n in range(len(ALPHABETS) + 1)
+            for pattern in split_patterns(ALPHABETS[:n]).values()} - {None}
+
+# --------------------------------------------------------------------------------------
 # Bytes and their ids
 
 END_OF_TEXT = "<|endoftext|>"
 
 
 def byte_names():
-    """-> the 256 names that GPT-2 prints bytes by: a printable byte names itself, the others
-    take the characters from 256 on, so that a space is 'Ġ' and a newline 'Ċ'"""
+    """-> the 256 names that GPT-2 prints bytes by: a printable byte names itself, the
+    others take the characters from 256 on, so that a space is 'Ġ' and a newline 'Ċ'"""
     spare = map(chr, itertools.count(256))
     characters = map(chr, range(256))
     return [c if c.isprintable() and c != " " else next(spare) for c in characters]
@@ -88,12 +144,14 @@ def byte_names():
 BYTE_NAME = byte_names()
 NAME_BYTE = {name: b for b, name in enumerate(BYTE_NAME)}
 
-# The vocabulary before any merge: <|endoftext|> is 0, the bytes are 1 to 256 in printable order.
+# The vocabulary before any merge. <|endoftext|> is 0, and the bytes are 1 to 256 in the
+# order of their names, because the `tokenizers` library numbers them so: its ids are
+# also ours.
 FIRST_IDS = {token: i for i, token in enumerate([END_OF_TEXT, *sorted(BYTE_NAME)])}
 
 
 def to_bytes(text):
-    """-> the UTF-8 bytes of a text; a lone surrogate, which a str may hold, is encoded too"""
+    """-> the UTF-8 bytes of a text, lone surrogates included (a str may hold them)"""
     return text.encode("utf-8", "surrogatepass")
 
 
@@ -111,8 +169,10 @@ def token_bytes(token):
     return bytes(NAME_BYTE[c] for c in token)
 
 
-# ------------------------------------------------------------------------------------------------
-# Plain BPE, the specification: the merges that a Tokenizer learns, and the ids that it gives
+# --------------------------------------------------------------------------------------
+# Plain BPE, the specification: the merges that a Tokenizer learns, and the ids that it
+# gives. The Tokenizer never calls these three functions. It calls the fast ones below
+# the double line, which give the same merges and ids.
 
 def merge(ids, pair, new):
     """Replace each `pair` in a list of ids by the id `new`, from left to right.
@@ -132,7 +192,7 @@ def merge(ids, pair, new):
 
 
 def plain_train(pieces, vocab_size):
-    """pieces: lists of byte ids -> {(left, right): new id} in the order the merges were learned
+    """pieces: lists of byte ids -> {(left, right): new id} in the order of learning
 
     >>> plain_train([byte_ids("banana")], vocab_size=259)
     {(65, 78): 257, (66, 257): 258}
@@ -161,26 +221,27 @@ def plain_encode(ids, merges):
     return ids
 
 
-# ------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # The tokenizer
 
 class Tokenizer:
     """A vocabulary, its merges in the order they were learned, and a split pattern.
 
     vocab: {token in printable form: id}
-    merges: [(left, right, new id), ...]; plain_encode takes them as {(left, right): new id}
+    merges: [(left, right, new id), ...]; plain_encode takes {(left, right): new id}
     pattern: the regular expression of the split, or None for no split
     specials: tokens of `vocab` that stand for themselves and not for bytes
     split: the name of the pattern in PATTERNS, or "custom"
     bytes_of: {id: bytes of the token}
     eot: the id of <|endoftext|>, or None
-    unknown: the bytes without a token, which encode() drops as the `tokenizers` library does;
-        b"" for every tokenizer trained here, but not for the DNAHLM paper's
+    unknown: the bytes without a token, which encode() drops as the `tokenizers` library
+        does; b"" for every tokenizer trained here, but not for the DNAHLM paper's
     """
 
     def __init__(self, vocab, merges, pattern, specials=(END_OF_TEXT,)):
-        self.vocab, self.merges, self.pattern, self.specials = vocab, merges, pattern, specials
-        self.split = next((name for name, p in PATTERNS.items() if p == pattern), "custom")
+        self.vocab, self.merges = vocab, merges
+        self.pattern, self.specials = pattern, specials
+        self.split = {p: name for name, p in PATTERNS.items()}.get(pattern, "custom")
         self.eot = vocab.get(END_OF_TEXT)
         self.bytes_of = {i: token.encode() if token in specials else token_bytes(token)
                          for token, i in vocab.items()}
@@ -207,14 +268,15 @@ class Tokenizer:
     def train(cls, docs, vocab_size, split="mixed", verbose=False):
         """Learn a vocabulary of `vocab_size` ids from `docs`, an iterable of str.
 
-        The merges are those of plain_train, and of the `tokenizers` library. A text too small
-        for so many merges gives fewer ids. With `verbose`, each merge is printed.
+        The merges are those of plain_train, and of the `tokenizers` library. A text too
+        small for so many merges gives fewer ids. With `verbose`, each merge is printed.
+        ValueError for an unknown split, or too small a vocab_size
         """
         if split not in PATTERNS:
             raise ValueError(f"split={split} is not one of {', '.join(PATTERNS)}")
         if vocab_size < len(FIRST_IDS):
-            raise ValueError(f"vocab_size={vocab_size} is too small: 256 bytes and {END_OF_TEXT} "
-                             f"make {len(FIRST_IDS)}")
+            raise ValueError(f"vocab_size={vocab_size} is too small: 256 bytes and "
+                             f"{END_OF_TEXT} make {len(FIRST_IDS)}")
 
         # Count the pieces, then learn from the counts.
         vocab, merges = dict(FIRST_IDS), []
@@ -234,77 +296,82 @@ class Tokenizer:
         return cls(vocab, merges, PATTERNS[split])
 
     def encode(self, text):
-        """-> list of ids: of each piece, those of plain_encode. A special token's name in a text is
-        read as plain characters."""
+        """-> list of ids: of each piece, those of plain_encode. A special token's name
+        in a text is read as plain characters."""
         return self.encode_batch([text])[0].tolist()
 
     def encode_batch(self, texts):
-        """list of str -> list of integer arrays, the ids of each text. Much faster than one by
-        one: each distinct word is encoded once, on all cores."""
+        """list of str -> list of integer arrays, the ids of each text. This is much
+        faster than one by one: each distinct word is encoded once, on all cores."""
         return self.encoder.encode_batch(texts)
 
     def decode_bytes(self, ids):
-        """-> the bytes of `ids`; special tokens are spelled out. KeyError for an unknown id."""
-        return b"".join(self.bytes_of[int(i)] for i in ids)
+        """-> the bytes of `ids`; special tokens are spelled out
+        ValueError for an id without a token"""
+        try:
+            return b"".join(self.bytes_of[int(i)] for i in ids)
+        except KeyError as e:
+            raise ValueError(f"id {e} has no token in this vocabulary of {len(self):,} "
+                             "ids: is it the model's own tokenizer?") from None
 
     def decode(self, ids):
-        """-> the text of `ids`; invalid UTF-8, such as half a character, becomes U+FFFD"""
+        """-> the text of `ids`; invalid UTF-8 (half a character) becomes U+FFFD"""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
-
-    # -- the file, in the layout of the `tokenizers` library
-
-    def to_json(self):
-        """-> the content of a tokenizer.json, which the library reads and gives the same ids"""
-        return write_settings(self.vocab, self.merges, self.pattern, self.specials)
 
     def save(self, path):
         """Write a tokenizer.json."""
         with open(path, "w", encoding="utf-8") as f:
-            json.dump(self.to_json(), f, ensure_ascii=False, indent=1)
+            json.dump(to_json(self), f, ensure_ascii=False, indent=1)
 
     @classmethod
     def load(cls, path, sha256=None):
-        """Read a tokenizer.json, ours or another byte-level BPE, to give the library's ids.
+        """Read a tokenizer.json, ours or that of another byte-level BPE.
 
-        sha256: if given, the hash that the file must have: of the tokenizer with which data or a
-            model were made
-        ValueError if it differs, or if a setting is not supported
+        sha256: if given, the hash that the file must have: of the tokenizer with which
+            data or a model were made
+        ValueError if it differs, or if the file has a setting that is not supported
         """
         with open(path, "rb") as f:
             raw = f.read()
         if sha256 is not None and hashlib.sha256(raw).hexdigest() != sha256:
-            raise ValueError(f"{path}: not the tokenizer that the rest was made with (its sha256 "
-                             f"should begin with {sha256[:12]}): put the right one back")
+            raise ValueError(f"{path}: not the tokenizer that the rest was made with: "
+                             f"put back the one whose sha256 begins with {sha256[:12]}")
         try:
-            return cls(*read_settings(json.loads(raw), NAME_BYTE))
-        except regex.error as e:
-            reason = f"its Split pattern does not compile: {e}"
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
-            reason = str(e) if isinstance(e, ValueError) else f"{type(e).__name__}: {e}"
-        raise ValueError(f"{path}: not a byte-level BPE that can be read here: {reason}")
+            tok = cls(*from_json(json.loads(raw)))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError,
+                regex.error) as e:
+            reason = e if isinstance(e, ValueError) else f"{type(e).__name__}: {e}"
+            raise ValueError(f"{path}: not a byte-level BPE that can be read here: "
+                             f"{reason}") from None
+        if tok.pattern is not None and tok.pattern not in COMPLETE:
+            print(f"{path}: its split is none of bpe.py's, and is used as it stands: "
+                  f"{tok.pattern:.60}", file=sys.stderr)
+        return tok
 
 
-# ------------------------------------------------------------------------------------------------
-# tokenizer.json, the file of the `tokenizers` library: how ours is written, and how those of other
-# programs are read. What would give other ids here than in the library is refused.
+# --------------------------------------------------------------------------------------
+# tokenizer.json, the file of the `tokenizers` library, which reads ours and gives the
+# same ids. Files of other programs are read too, but not those that have other ids
+# there than here.
 
-def write_settings(vocab, merges, pattern, specials):
-    """What a Tokenizer consists of -> the content of a tokenizer.json"""
-    name = {i: token for token, i in vocab.items()}
+def to_json(tok):
+    """Tokenizer -> the content of its tokenizer.json"""
+    name = {i: token for token, i in tok.vocab.items()}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
                   "use_regex": False}
-    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated",
+    split = {"type": "Split", "pattern": {"Regex": tok.pattern}, "behavior": "Isolated",
              "invert": False}
     both = {"type": "Sequence", "pretokenizers": [split, byte_level]}
-    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-               "special": True}
+    added = [{"id": tok.vocab[special], "content": special, "single_word": False,
+              "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+             for special in tok.specials]
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": vocab[s], "content": s} | special for s in specials],
+        "added_tokens": added,
         "normalizer": None,
-        "pre_tokenizer": byte_level if pattern is None else both,
+        "pre_tokenizer": byte_level if tok.pattern is None else both,
         "post_processor": None,
         "decoder": byte_level | {"add_prefix_space": True, "use_regex": True},
         "model": {
@@ -316,93 +383,60 @@ def write_settings(vocab, merges, pattern, specials):
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": False,
-            "vocab": vocab,
-            "merges": [[name[left], name[right]] for left, right, _ in merges],
+            "vocab": tok.vocab,
+            "merges": [[name[left], name[right]] for left, right, _ in tok.merges],
         },
     }
 
 
-# ------------------------------------------------------------------------------------------------
-# Reading
+def from_json(file):
+    """The content of a tokenizer.json -> (vocab, merges, pattern, specials) of a
+    Tokenizer. ValueError (or TypeError, KeyError, AttributeError) for what is not
+    supported"""
+    model = file["model"]
+    post_processor = file.get("post_processor") or {}
+    check_settings("", file, normalizer=[None], truncation=[None], padding=[None])
+    check_settings("post_processor.", post_processor, type=[None, "ByteLevel"])
+    check_settings("model.", model, type=[None, "BPE"], dropout=[None, 0],
+                   unk_token=[None], continuing_subword_prefix=[None, ""],
+                   end_of_word_suffix=[None, ""], byte_fallback=[None, False],
+                   ignore_merges=[None, False])
 
-# How a message names a type
-KINDS = {dict: "an object", list: "a list", str: "text"}
-
-# The values or types with which a setting is read; None: it may also be absent.
-FILE = {"model": [dict], "normalizer": [None], "truncation": [None], "padding": [None]}
-MODEL = {"vocab": [dict], "merges": [list], "type": ["BPE", None], "dropout": [None, 0],
-         "unk_token": [None], "continuing_subword_prefix": [None, ""],
-         "end_of_word_suffix": [None, ""], "byte_fallback": [False, None],
-         "ignore_merges": [False, None]}
-SPLIT = {"pattern": [dict], "behavior": ["Isolated", None], "invert": [False, None]}
-
-# A pattern that Oniguruma, the library's engine, and Python's `regex` read alike: without ^, $,
-# \w, \b, \h, sets within sets, most (? groups
-ESCAPE = r"\\(?:[pP]\{\w+\}|[sSdDrnt]|\W)"
-COMMON_SYNTAX = regex.compile(
-    rf"(?:{ESCAPE}|\[\^?(?:{ESCAPE}|[^\\\[\]&]|&(?!&))+\]|\(\?(?:i?:|>|<?[=!])|\((?!\?)"
-    r"|\{\d*,?\d*\}(?![+?])|[^\\\[\](){}^$]|\))*")
-
-
-def check(settings, where, supported):
-    """ValueError for a setting with which the library would give other ids than we do"""
-    for key, choices in supported.items():
-        value = settings.get(key) if isinstance(settings, dict) else None
-        if value not in choices and type(value) not in choices:
-            names = [KINDS.get(choice) or json.dumps(choice) for choice in choices]
-            raise ValueError(f"{where}{key} is {json.dumps(value):.60}; supported: "
-                             f"{' or '.join(names)}")
-
-
-def read_settings(file, byte_names):
-    """The content of a tokenizer.json -> (vocab, merges, pattern, specials), as of a Tokenizer.
-    ValueError (or TypeError, KeyError, AttributeError) for what is not supported.
-    byte_names: {GPT-2's name of a byte: the byte}"""
-    check(file, "", FILE)
-    check(file["model"], "model.", MODEL)
-    check(file.get("post_processor") or {"type": None}, "post_processor.",
-          {"type": ["ByteLevel", None]})
-    vocab, specials = read_vocab({"added_tokens": []} | file, byte_names)
-    merges = read_merges(file["model"]["merges"], vocab, specials, byte_names)
-    return vocab, merges, read_split(file.get("pre_tokenizer") or {"type": "null"}), specials
-
-
-def read_vocab(file, byte_names):
-    """-> {token: id}, special tokens"""
-    check(file, "", {"added_tokens": [list]})
-    vocab, specials = dict(file["model"]["vocab"]), []
-    for n, token in enumerate(file["added_tokens"]):
-        check(token, f"added_tokens[{n}].", {"content": [str], "special": [True]})
+    # An added token that is not special would be looked for in the text.
+    vocab, specials = dict(model["vocab"]), []
+    for token in file.get("added_tokens", []):
+        check_settings("added_tokens.", token, special=[True])
         specials.append(token["content"])
-        if vocab.setdefault(token["content"], token["id"]) != token["id"]:
-            raise ValueError(f"special token {token['content']!r} has two ids")
+        vocab.setdefault(token["content"], token["id"])
 
-    # One id is one token, spelled in the names of its bytes.
-    owner = {}
-    for token, i in vocab.items():
-        if type(i) is not int or not 0 <= i < 1 << 24:
-            raise ValueError(f"the id of token {token!r} is {json.dumps(i):.60}")
-        if owner.setdefault(i, token) != token:
-            raise ValueError(f"tokens {owner[i]!r} and {token!r} have the same id, {i}")
-        if token not in specials and not set(token) <= byte_names.keys():
-            raise ValueError(f"token {token!r} is not spelled in GPT-2's names of bytes")
-    return vocab, tuple(specials)
+    merges = read_merges(model["merges"], vocab, specials)
+    return vocab, merges, read_split(file["pre_tokenizer"] or {"type": "null"}), specials
 
 
-def read_merges(pairs, vocab, specials, byte_names):
-    """-> [(left, right, new), ...] as ids"""
-    # Each merge makes a new token of two earlier ones, which is what fast encoding relies on.
-    merges, known = [], vocab.keys() & byte_names.keys()
+def check_settings(where, settings, **supported):
+    """ValueError for a setting with which the library would give other ids than we do"""
+    for key, values in supported.items():
+        if settings.get(key) not in values:
+            raise ValueError(f"{where}{key} is {json.dumps(settings.get(key)):.60}; "
+                             f"supported: {' or '.join(map(json.dumps, values))}")
+
+
+def read_merges(pairs, vocab, specials):
+    """pairs: ["a b", ...] or [["a", "b"], ...] -> [(left, right, new), ...] as ids"""
+    # Fast encoding relies on this: each merge makes a new token of two earlier ones.
+    merges, made = [], vocab.keys() & NAME_BYTE.keys()
     for pair in pairs:
         left, right = pair.split(" ") if isinstance(pair, str) else pair
         new = left + right
-        if not {left, right} <= known or new in known or new not in vocab:
-            raise ValueError(f"merge {len(merges) + 1}, {left!r} and {right!r}, does not make a "
-                             "new token of the vocabulary out of two earlier ones")
-        known.add(new)
+        if not {left, right} <= made or new in made or new not in vocab:
+            raise ValueError(f"merge {len(merges) + 1}, {left!r} and {right!r}, does not "
+                             "make a new token of the vocabulary from two earlier ones")
+        made.add(new)
         merges.append((vocab[left], vocab[right], vocab[new]))
-    if known & set(specials):
-        raise ValueError(f"special token {min(known & set(specials))!r} is a token of text too")
+
+    # The library would split a text at each of these.
+    if both := made.intersection(specials):
+        raise ValueError(f"special token {min(both)!r} is a token of text too")
     return merges
 
 
@@ -411,37 +445,32 @@ def read_split(pre_tokenizer):
     steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
     types = " + ".join(step["type"] for step in steps)
     if types not in ("ByteLevel", "Split + ByteLevel"):
-        raise ValueError(f"pre_tokenizer is {types}; supported: ByteLevel or Split + ByteLevel")
+        raise ValueError(f"pre_tokenizer is {types}; "
+                         "supported: ByteLevel or Split + ByteLevel")
 
-    # ByteLevel splits as GPT-2 does, unless told otherwise. After a Split it must be told so.
-    has_split = len(steps) == 2
-    byte_level = {"use_regex": True} | steps[-1]
-    check(byte_level, "ByteLevel.", {"add_prefix_space": [False, None],
-                                     "use_regex": [False] if has_split else [False, True]})
-    if not has_split:
+    # ByteLevel splits as GPT-2 does unless told not to. After Split it must be told.
+    split, byte_level = steps[0], {"use_regex": True} | steps[-1]
+    check_settings("ByteLevel.", byte_level, add_prefix_space=[False])
+    if types == "ByteLevel":
         return GPT2_PATTERN if byte_level["use_regex"] else None
-
-    check(steps[0], "Split.", SPLIT)
-    pattern = steps[0]["pattern"].get("Regex")
-    if not isinstance(pattern, str) or not COMMON_SYNTAX.fullmatch(pattern):
-        raise ValueError(f"Split.pattern {json.dumps(steps[0]['pattern'])} is not a Regex that "
-                         "Python's `regex` and the library read alike")
-    return pattern
+    check_settings("ByteLevel.", byte_level, use_regex=[False])
+    check_settings("Split.", split, behavior=["Isolated"], invert=[False])
+    return split["pattern"]["Regex"]
 
 
-# ================================================================================================
-# Speed. Everything below gives exactly the merges and ids of plain BPE; tests/test_bpe.py holds
-# it to that.
+# ======================================================================================
+# Speed. Everything below gives exactly the merges and ids of plain BPE, and
+# tests/test_bpe.py holds it to that.
 #
-# Training and encoding work on all pieces at once, as two numpy arrays with a cell per byte:
+# Training and encoding work on all pieces at once, in two arrays with a cell per byte:
 #
 #     head[i]  the token that starts at byte i, or empty
 #     tail[i]  the token that ends at byte i (valid only where a token ends)
 #
-# Neighbours are found by arithmetic: after a token at i comes the one that starts at
-# i + length[head[i]], before it the one that ends at i - 1. Before, between and after pieces
-# is a cell more, always empty. A merge writes three cells. In "banana", "a" and "n" are merged
-# at i=1 and i=3 (a dot: empty in head; in tail an old value, never read):
+# Arithmetic finds the neighbours of a token at i. The one before it ends at i - 1, and
+# the next one starts at i + length[head[i]]. One more cell, always empty, stands before,
+# between and after the pieces. A merge writes three cells. In "banana", "a" and "n" are
+# merged at i=1 and i=3 (a dot is empty in head; in tail it is an old value, never read):
 #
 #     head   b   a  n  a  n  a        b  an   .  an   .  a
 #     tail   b   a  n  a  n  a   ->   b   .  an   .  an  a
@@ -450,20 +479,21 @@ def read_split(pre_tokenizer):
 
 BLOCK = 1 << 20             # cells at a time, so that temporary arrays stay small
 
-# A word is white space and what follows it. No piece of the COMPLETE patterns crosses the start
-# of a word, so a word has the same pieces everywhere, and each distinct word is split only once.
-# (`re` is twice as fast here as `regex`, but takes \x1c-\x1f for white space.)
+# A word is white space and what follows it. No piece of the COMPLETE patterns crosses
+# the start of a word, so a word has the same pieces everywhere, and each distinct word
+# is split only once. (`re` is twice as fast here as `regex`, but takes \x1c-\x1f for
+# white space.)
 WORD = re.compile(r"[^\S\x1c-\x1f]*[\S\x1c-\x1f]+|\s+")
 
 
 def split_words(text, pattern):
-    """-> the words of a text; the whole text, if pieces of `pattern` might cross words"""
+    """-> the words of a text, or all of it if pieces of `pattern` might cross words"""
     return WORD.findall(text) if pattern in COMPLETE else [text] if text else []
 
 
 def lay_out(pieces, byte_id, empty):
-    """Pieces, a list of bytes -> (head, tail, edges): the two arrays, and the empty cells, which
-    are before, between and after the pieces"""
+    """pieces: list of bytes -> (head, tail, edges): the two arrays, and the positions
+    of the empty cells before, between and after the pieces"""
     text = np.frombuffer(b"\0".join([b"", *pieces, b""]), dtype=np.uint8)
     edges = np.cumsum([0] + [len(piece) + 1 for piece in pieces])
     head = byte_id.astype(np.min_scalar_type(empty)).take(text)
@@ -477,7 +507,7 @@ def index_in_run(first):
     return index - np.maximum.accumulate(np.where(first, index, 0))
 
 
-# ------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Fast training: a heap of pairs, each with its count and the positions where it occurs
 
 def count_pieces(docs, tok):
@@ -494,9 +524,9 @@ def count_pieces(docs, tok):
 def learn_merges(counts, vocab_size):
     """counts: {piece: how often it occurs} -> one (left, right, new, count) at a time
 
-    No two merges make the same byte string, so each new token has a new name: where bytes have
-    become one token, no merge has crossed their edges, so the merges inside depend on these bytes
-    only, and are the same everywhere.
+    No two merges make the same byte string, so each new token has a new name. For where
+    bytes have become one token, no merge has crossed their edges. So the merges inside
+    depend on these bytes alone, and are the same everywhere.
     """
     corpus = Corpus(counts, vocab_size)
     best = corpus.most_frequent()
@@ -510,14 +540,15 @@ class Corpus:
 
     head, tail: (cells,) the two arrays; empty: their value where there is no token
     length: (empty + 1,) bytes of each token
-    weights: how often the piece around each cell occurs; the last entry, 1, serves all cells after it
+    weights: how often the piece around each cell occurs; the last entry, 1, serves all
+        cells after it
     heap: of (-count, code, positions) of pairs; code = left * base + right
-    lost: {code: by how much the count of a pair in the heap has fallen}
+    excess: {code: by how much the count of a pair in the heap is too high}
 
-    A pair's count only ever falls, as a merge makes no pairs but those of the new token. So what
-    was pushed with an old count comes up too early, and goes back with the new one. And pairs below
-    `floor` need not be in the heap: when the others are used up, the floor is lowered, and the
-    pairs, by then far fewer, are read from the text again.
+    A merge makes pairs of the new token only, so the count of any other pair can only
+    fall. A pair that was pushed with an old count comes up too early, and goes back
+    with the new one. Pairs rarer than `floor` are left out of the heap. When it runs
+    empty, the floor is lowered and the text, by then much shorter, is read again.
     """
 
     def __init__(self, counts, vocab_size):
@@ -525,7 +556,7 @@ class Corpus:
         self.empty, self.base = vocab_size, vocab_size + 1
         pieces = sorted(counts, key=counts.get, reverse=True)
         self.head, self.tail, edges = lay_out(pieces, byte_id, self.empty)
-        self.heap, self.lost, self.floor = [], {}, max(2, len(self.head) // 2)
+        self.heap, self.excess, self.floor = [], {}, max(2, len(self.head) // 2)
 
         # For sorting, code and position share 64 bits.
         self.bits = len(self.head).bit_length()
@@ -533,39 +564,41 @@ class Corpus:
             raise ValueError(f"{len(self.head)} bytes are too many for a vocabulary of "
                              f"{vocab_size}: train the tokenizer on a smaller sample")
 
-        # Weigh the first cell, then each piece and the cell after it. Pieces that occur once come
-        # last: one weight serves them all.
+        # A weight for the first cell, then for each piece and the cell after it. Pieces
+        # that occur once come last, and one weight serves them all.
         self.length = np.ones(self.base, dtype=np.int64)
         repeated = sum(n > 1 for n in counts.values())
         weights = np.array([0, *(counts[piece] for piece in pieces[:repeated])])
-        self.weights = np.append(np.repeat(weights, np.diff(edges[:repeated + 1], prepend=-1)), 1)
+        sizes = np.diff(edges[:repeated + 1], prepend=-1)
+        self.weights = np.append(np.repeat(weights, sizes), 1)
 
     def most_frequent(self):
-        """-> one (left, right, count, sorted positions) after another, each to be merged before
-        the next is asked for; ties to the smaller ids"""
+        """-> one (left, right, count, sorted positions) after another, each to be merged
+        before the next is asked for. Among equal counts the smaller ids come first."""
         while self.floor > 1:
             self.floor = max(1, self.floor // 8)
             self.push(np.flatnonzero(self.head != self.empty))
             while self.heap:
                 count, code, at = heapq.heappop(self.heap)
-                fallen = self.lost.pop(code)
-                if fallen:              # it goes back, further down
-                    if -count - fallen >= self.floor:
-                        self.lost[code] = 0
-                        heapq.heappush(self.heap, (count + fallen, code, at))
+                excess = self.excess.pop(code)
+                if excess:              # it goes back, further down
+                    if -count - excess >= self.floor:
+                        self.excess[code] = 0
+                        heapq.heappush(self.heap, (count + excess, code, at))
                     continue
 
-                # Keep the positions where the pair still occurs. (Tokens only ever grow: two
-                # that are where they once were have been there all along.)
+                # Keep the positions where the pair still occurs. (Tokens only ever
+                # grow, so two that are where they once were have been there all along.)
                 left, right = divmod(code, self.base)
+                size = self.length[left]
                 at = at.take(np.flatnonzero(self.head.take(at) == left))
-                at = at.take(np.flatnonzero(self.head.take(at + self.length[left]) == right))
+                at = at.take(np.flatnonzero(self.head.take(at + size) == right))
                 yield left, right, -count, at
 
     def push(self, keys):
         """keys: (n,) positions, overwritten. Push the frequent pairs that start there.
-        -> codes and counts of all of them"""
-        # Write the codes into the high bits; where there is no pair, -1.
+        -> codes and counts of all pairs that start there"""
+        # Write the codes into the high bits, or -1 where there is no pair.
         for start in range(0, len(keys), BLOCK):
             at = keys[start:start + BLOCK]
             left = self.head.take(at).astype(np.int64)
@@ -584,15 +617,15 @@ class Corpus:
         counts = np.add.reduceat(self.weights.take(keys, mode="clip"), starts)
 
         kept = np.flatnonzero(counts >= self.floor)
-        columns = (column.take(kept).tolist() for column in (codes, counts, starts, stops))
-        for code, count, start, stop in zip(*columns):
+        columns = (codes, counts, starts, stops)
+        for code, count, start, stop in zip(*(x.take(kept).tolist() for x in columns)):
             heapq.heappush(self.heap, (-count, code, keys[start:stop]))
-            self.lost[code] = 0
+            self.excess[code] = 0
         return codes, counts
 
     def merge(self, left, right, new, at):
-        """Write the token `new` over the pair (left, right) at the sorted positions `at`."""
-        # AAAAA has the pair AA at 0, 1, 2, 3: merge those at 0 and 2.
+        """Write the token `new` over (left, right) at the sorted positions `at`."""
+        # AAAAA has the pair AA at 0, 1, 2, 3. Merge those at 0 and 2.
         size = self.length[left]
         if left == right:
             at = at[index_in_run(np.diff(at, prepend=0) != size) % 2 == 0]
@@ -611,18 +644,19 @@ class Corpus:
         replaced = np.where(first == new, right, first) * self.base \
             + np.where(second == new, left, second)
         for code, count in zip(replaced.tolist(), counts.tolist()):
-            if code in self.lost:
-                self.lost[code] += count
+            if code in self.excess:
+                self.excess[code] += count
 
 
-# ------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Fast encoding: many merges in one pass, over all pieces at once
 
 class PairRanks:
     """A table that looks up many pairs at once: pair -> the rank of its merge.
 
-    The code of a pair, left * base + right, has a slot by its hash. Of 16 slots at least 15 are
-    empty. The few codes that find theirs taken are kept apart, sorted, for a binary search.
+    The hash of a pair's code, left * base + right, says in which slot its rank is. At
+    least 15 of 16 slots are empty. The few ranks that find their slot taken are the
+    overflow, which is sorted by code for a binary search.
     """
 
     def __init__(self, merges, base):
@@ -632,32 +666,39 @@ class PairRanks:
         self.base, self.shift, self.no_merge = base, np.uint64(64 - bits), len(codes)
         self.slots = np.full(1 << bits, self.no_merge, dtype=np.int32)
 
-        # Of several codes for a slot, the last stays: that of the lowest rank.
+        # Write backwards, so that of several ranks for a slot the lowest stays.
         ranks = np.arange(len(codes))
         self.slots[self.slot(codes)[::-1]] = ranks[::-1]
-        rest = np.flatnonzero(self.slots[self.slot(codes)] != ranks)
-        self.rest = np.append(rest[np.argsort(codes[rest])], self.no_merge)
-        self.codes = np.append(codes, -1)               # the last: the code of no pair
+        overflow = np.flatnonzero(self.slots[self.slot(codes)] != ranks)
+        self.overflow = np.append(overflow[np.argsort(codes[overflow])], self.no_merge)
+
+        # rank -> code; -1, the last, is the code of no pair
+        self.codes = np.append(codes, -1)
 
     def slot(self, codes):
-        # The top bits of a product with an odd number, here MurmurHash3's, depend on all bits.
+        # The top bits of a product with this odd number (MurmurHash3's) depend on all.
         product = codes.view(np.uint64) * np.uint64(0xFF51AFD7ED558CCD)
         return (product >> self.shift).view(np.int64)
 
     def find(self, left, right):
-        """left, right: (n,) tokens -> (n,) the rank of each pair; no_merge where there is none"""
+        """left, right: (n,) tokens -> (n,) the rank of each pair's merge, or no_merge"""
         codes = left.astype(np.int64) * self.base + right
         ranks = self.slots.take(self.slot(codes))
-        wrong = np.flatnonzero((self.codes.take(ranks) != codes) & (ranks < self.no_merge))
-        others = codes.take(wrong)
-        rest = self.rest.take(self.codes.take(self.rest[:-1]).searchsorted(others))
-        ranks[wrong] = np.where(self.codes.take(rest) == others, rest, self.no_merge)
+
+        # Where another pair has the slot, look in the overflow.
+        wrong = self.codes.take(ranks) != codes
+        taken = np.flatnonzero(wrong & (ranks < self.no_merge))
+        codes = codes.take(taken)
+        sorted_codes = self.codes.take(self.overflow[:-1])
+        candidates = self.overflow.take(sorted_codes.searchsorted(codes))
+        right = self.codes.take(candidates) == codes
+        ranks[taken] = np.where(right, candidates, self.no_merge)
         return ranks
 
 
 def level_ends(merges):
-    """-> the ranks at which a level ends. A level is a stretch of the list of merges in which
-    none needs what another one makes."""
+    """-> the ranks at which a level ends. A level is a stretch of the list of merges
+    in which none needs what another one makes."""
     ends, made = [], set()
     for rank, (left, right, new) in enumerate(merges):
         if left in made or right in made:
@@ -667,25 +708,26 @@ def level_ends(merges):
     return [*ends, len(merges)]
 
 
-def winners(mine, left, right):
-    """mine, left, right: (n,) the ranks of a level's pairs, by position, and of those to the left
-    and right of each -> (n,) which are merged now: those of lower rank than both, and in a run of
-    equal pairs every other one, from the left"""
-    wins = (mine < left) & (mine <= right)
+def winners(ranks, left, right):
+    """ranks: (n,) of a level's pairs, by position; left, right: (n,) of the pairs
+    beside each -> (n,) which pairs are merged now: those of lower rank than both
+    neighbours, and in a run of equal pairs every other one, from the left"""
+    wins = (ranks < left) & (ranks <= right)
 
-    # AAAAA is a run of equal pairs: if the first of them wins, every other one does.
-    twins = np.flatnonzero(mine == left)
+    # AAAAA is a run of equal pairs. If the first of them wins, every other one does.
+    twins = np.flatnonzero(ranks == left)
     index = 1 + index_in_run(np.diff(twins, prepend=-1) != 1)
-    wins[twins] = (wins[twins - index] & (index % 2 == 0)) & (mine <= right)[twins]
+    wins[twins] = (wins[twins - index] & (index % 2 == 0)) & (ranks <= right)[twins]
     return wins
 
 
 class Encoder:
     """The merges of a tokenizer as tables.
 
-    Replayed one by one, 50,000 merges take as many passes over the text. But those of a level do
-    not need each other: one pass does them all, and there are only a few dozen levels. Within a
-    level, order matters only where two pairs overlap: there the lower rank wins.
+    Replayed one by one, 50,000 merges take as many passes over the text. The merges of
+    a level do not need each other, so one pass does them all, and there are only a few
+    dozen levels. Within a level, order matters only where two pairs overlap: there the
+    lower rank wins.
     """
 
     def __init__(self, tok):
@@ -704,15 +746,16 @@ class Encoder:
 
     def encode_batch(self, texts):
         """list of str -> list of arrays of ids. Each distinct word is encoded once."""
-        # Number the distinct words in the order of their appearance. sequence: all texts as word
-        # numbers, of which text i has stops[i] to stops[i + 1].
+        # Number the distinct words in the order of their appearance. `sequence` has all
+        # texts as word numbers; those of text i are from stops[i] to stops[i + 1].
         number = defaultdict(itertools.count().__next__)
         sequence, stops = [], [0]
         for text in texts:
             sequence.extend(map(number.__getitem__, split_words(text, self.tok.pattern)))
             stops.append(len(sequence))
 
-        # Encode the words in batches of BLOCK characters, on all cores: numpy releases the GIL.
+        # Encode the words in batches of BLOCK characters, on all cores: while numpy
+        # works, Python lets other threads run.
         words = list(number)
         blocks = np.cumsum([len(word) for word in words]) // BLOCK
         cuts = [0, *(np.flatnonzero(np.diff(blocks)) + 1), len(words)]
@@ -726,7 +769,8 @@ class Encoder:
         sequence = np.array(sequence, dtype=np.int64)
         n_tokens = n_tokens.take(sequence)
         ends = np.append(0, np.cumsum(n_tokens))
-        source = np.repeat(first.take(sequence) - ends[:-1], n_tokens) + np.arange(ends[-1])
+        source = np.arange(ends[-1])
+        source += np.repeat(first.take(sequence) - ends[:-1], n_tokens)
         ids, stops = ids.take(source), ends.take(stops).tolist()
         return [ids[start:stop] for start, stop in itertools.pairwise(stops)]
 
@@ -739,7 +783,7 @@ class Encoder:
         return ids, np.diff(bounds[np.cumsum([0] + [len(pieces) for pieces in split])])
 
     def encode_pieces(self, pieces):
-        """list of bytes -> (ids of all pieces in a row, (n + 1,) the bounds of each piece)"""
+        """list of bytes -> (ids of all pieces in a row, (n + 1,) their bounds)"""
         head, tail, edges = lay_out(pieces, self.byte_id, self.empty)
 
         # For each cell: the rank of the merge of its token with the next one
@@ -747,25 +791,24 @@ class Encoder:
         for end in self.level_ends:
             at = np.flatnonzero(rank < end)
             while len(at):
-                mine = rank.take(at)
-                left = at - self.length.take(tail.take(at - 1))
-                right = at + self.length.take(head.take(at))
-                wins = winners(mine, rank.take(left), rank.take(right))
+                before = at - self.length.take(tail.take(at - 1))
+                after = at + self.length.take(head.take(at))
+                wins = winners(rank.take(at), rank.take(before), rank.take(after))
 
                 # Write the three cells of each merge.
                 won = np.flatnonzero(wins)
-                here, gone = at.take(won), right.take(won)
-                new = self.product.take(mine.take(won))
+                left, right = at.take(won), after.take(won)
+                new = self.product.take(rank.take(left))
                 size = self.length.take(new)
-                head[here], head[gone], tail[here + size - 1] = new, self.empty, new
+                head[left], head[right], tail[left + size - 1] = new, self.empty, new
 
-                # Instead of x left right y there is x new y. Later levels merge its pairs.
-                x, y = tail.take(here - 1), head.take(here + size)
-                rank[gone] = self.ranks.no_merge
-                rank[here - self.length.take(x)] = self.ranks.find(x, new)
-                rank[here] = self.ranks.find(new, y)
+                # x left right y has become x new y. Later levels merge its pairs.
+                x, y = tail.take(left - 1), head.take(left + size)
+                rank[right] = self.ranks.no_merge
+                rank[left - self.length.take(x)] = self.ranks.find(x, new)
+                rank[left] = self.ranks.find(new, y)
 
-                # Of the pairs that lost, those that are still there have another chance.
+                # Pairs that lost have another chance if they are still there.
                 at = at.take(np.flatnonzero(~wins))
                 at = at.take(np.flatnonzero(rank.take(at) < end))
 

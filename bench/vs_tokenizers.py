@@ -22,7 +22,7 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 
 import config
-from bpe import END_OF_TEXT, PATTERNS, Tokenizer
+from bpe import END_OF_TEXT, PATTERNS, Tokenizer, to_json
 
 
 def read_documents(path, mb):
@@ -81,7 +81,7 @@ def measure(which, files, vocab_size, split, mb):
     size = sum(len(doc.encode()) for doc in sample)
     start = time.perf_counter()
     if which == "ours":
-        ids, file = tok.encode_batch(sample), tok.to_json()
+        ids, file = tok.encode_batch(sample), to_json(tok)
     else:
         ids, file = tok.encode_batch_fast(sample), json.loads(tok.to_str())
     rate = size / 1e6 / (time.perf_counter() - start)

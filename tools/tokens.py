@@ -15,7 +15,9 @@ from collections import Counter
 import regex
 
 import config
-from bpe import BYTE_NAME, GPT2_PATTERN, RUN, PATTERNS, Tokenizer, to_bytes
+from bpe import BYTE_NAME, GPT2_PATTERN, PATTERNS, Tokenizer, to_bytes
+
+RUN = "[ACGT]{8}"
 
 MODALITIES = ("dna", "english", "both", "other")
 
