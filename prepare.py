@@ -15,11 +15,11 @@ It writes to data_dir:
 
 Input is streamed three times: to find what is held out, to draw the tokenizer's sample, to encode.
 """
+import glob
 import heapq
 import json
 import os
 import re
-import shlex
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -35,9 +35,9 @@ import config
 from bpe import MODALITIES, Tokenizer
 from config import require
 from dna import toy
-from dna.read import (IUPAC, canonical, find_tables, read_alpaca, read_dna, read_paragraphs,
-                      stem)
-from dna.tasks import OVERLAP, alpaca_prompt, find_leaks, is_scored, read_task
+from dna.read import canonical, is_dna, read_alpaca, read_dna, read_paragraphs, stem
+from dna.tasks import (OVERLAP, alpaca_prompt, find_leaks, find_tables, is_scored,
+                       make_examples)
 
 
 @dataclass
@@ -99,7 +99,7 @@ def documents(cfg, modalities=MODALITIES, report=False):
         offset = 0
         for path in getattr(cfg, modality):
             counts = Counter()
-            for text in filter(None, READERS[modality].documents(path, counts)):
+            for text in READERS[modality].documents(path, counts):
                 yield Document(text, modality, offset // SEGMENT % every == every // 2, path)
                 offset += len(text)
                 counts["documents"] += 1
@@ -218,8 +218,8 @@ def write_text(cfg, tasks, folder):
     # the tokenizer
     tok = Tokenizer.load(cfg.tokenizer) if cfg.tokenizer else train_tokenizer(cfg, held_out, tasks)
     require(tok.eot is not None, f"{cfg.tokenizer}: no <|endoftext|>, which separates documents")
-    for name, records in tasks.items() if cfg.tokenizer else ():     # it may lack letters
-        letters = set().union(*(r["instruction"] + r["input"] + r["output"] for r in records))
+    for name, examples in tasks.items() if cfg.tokenizer else ():     # it may lack letters
+        letters = set().union(*(r["instruction"] + r["input"] + r["output"] for r in examples))
         letters = "".join(sorted(letters))
         check_lossless(tok, letters, tok.encode(letters), name)
     tok.save(f"{folder}/tokenizer.json")
@@ -238,61 +238,57 @@ def write_text(cfg, tasks, folder):
 # ----------------------------------------------------------------------------------------------
 # Tasks
 
-def collect_tasks(cfg):
-    """-> {file name: list of Alpaca records}, without the training rows that give scored ones away
-    (unless cfg.keep_overlaps)"""
-    # read
+def read_tasks(cfg):
+    """-> {file name: list of Alpaca examples}, without the training examples that give scored ones
+    away (unless cfg.keep_overlaps)"""
     files = {}
     for path in cfg.tasks:
-        if name := stem(os.path.basename(path), "json|jsonl"):
-            found = [(f"{name}.json", read_alpaca(path))]
-            print(f"{name}: {len(found[0][1]):,} Alpaca records")
-        else:
-            found = [item for task, tables in find_tables(path).items()
-                     for item in read_task(task, tables, cfg.seed).items()]
-        for name, records in found:
+        for name, examples in read_task_files(path, cfg.seed):
             require(name not in files, f"{path}: a second task named {name}: rename one")
-            files[name] = records
+            files[name] = examples
 
-    # leave out what gives scored rows away
-    train = [r for name in files if not is_scored(name) for r in files[name]]
-    leaks = find_leaks(train, [r for name in files if is_scored(name) for r in files[name]])
-    leaks = {id(train[i]) for i in leaks}
-    for name, records in files.items():
-        kept = [r for r in records if id(r) not in leaks]
-        if n := len(records) - len(kept):
-            print(f"{name}: {n:,} of {len(records):,} rows overlap with a scored row: "
+    # leave out the training examples that give scored ones away
+    train, scored = ([example for name in files if is_scored(name) == of_scored
+                      for example in files[name]] for of_scored in (False, True))
+    leaks = {id(train[i]) for i in find_leaks(train, scored)}
+    for name, examples in files.items():
+        kept = [example for example in examples if id(example) not in leaks]
+        if n_leaks := len(examples) - len(kept):
+            print(f"{name}: {n_leaks:,} of {len(examples):,} rows overlap with a scored row: "
                   + ("kept" if cfg.keep_overlaps else "left out"))
-        files[name] = records if cfg.keep_overlaps else kept
+        files[name] = examples if cfg.keep_overlaps else kept
         require(files[name], f"{name}: all rows overlap with scored rows: fix the splits, or give "
                 "--keep_overlaps")
     return files
 
 
-def write_records(path, records):
-    """Write Alpaca records as a JSON array, one per line."""
-    with open(path, "w", encoding="utf-8") as f:
-        lines = (json.dumps(r, ensure_ascii=False) for r in records)
-        f.write("[\n" + ",\n".join(lines) + "\n]\n")
-
-
-def write_sequences(tasks, path):
-    """Write the DNA of all training rows, each once, as FASTA: text, without the labels."""
-    found = dict.fromkeys(r["input"] for name in tasks if not is_scored(name) for r in tasks[name]
-                          if re.fullmatch(f"[{IUPAC}]{{{OVERLAP},}}", r["input"]))
-    require(found, "--tasks_as_text, but no task has DNA to train on")
-    with open(path, "w", encoding="utf-8") as f:
-        f.writelines(f">{i}\n{dna}\n" for i, dna in enumerate(found))
-
-
-MARK = ".prepared"      # an empty file in tasks/: prepare.py wrote that folder, and may replace it
+def read_task_files(path, seed):
+    """One of cfg.tasks -> (file name, list of Alpaca examples), ..."""
+    name = stem(os.path.basename(path), "json|jsonl")
+    if name:
+        examples = read_alpaca(path)
+        print(f"{name}: {len(examples):,} Alpaca examples")
+        return [(f"{name}.json", examples)]
+    return [file for task, tables in find_tables(path).items()
+            for file in make_examples(task, tables, seed).items()]
 
 
 def write_tasks(tasks, folder):
+    """Write each file's examples as a JSON array, one per line."""
     os.makedirs(folder)
-    open(f"{folder}/{MARK}", "w").close()
-    for name, records in tasks.items():
-        write_records(f"{folder}/{name}", records)
+    for name, examples in tasks.items():
+        lines = (json.dumps(example, ensure_ascii=False) for example in examples)
+        with open(f"{folder}/{name}", "w", encoding="utf-8") as f:
+            f.write("[\n" + ",\n".join(lines) + "\n]\n")
+
+
+def write_sequences(tasks, path):
+    """Write the DNA of all training examples, each once, as FASTA: text, without the labels."""
+    sequences = dict.fromkeys(example["input"] for name in tasks if not is_scored(name)
+                              for example in tasks[name] if is_dna(example["input"], OVERLAP))
+    require(sequences, "--tasks_as_text, but no task has DNA to train on")
+    with open(path, "w", encoding="utf-8") as f:
+        f.writelines(f">{i}\n{dna}\n" for i, dna in enumerate(sequences))
 
 
 # ----------------------------------------------------------------------------------------------
@@ -315,49 +311,48 @@ def check(cfg):
         seen.add(os.path.realpath(path))
 
     # data_dir
-    for name, mark in [("tasks", f"tasks/{MARK}"), *((name, "meta.json") for name in BINS),
-                       ("tokenizer.json", "meta.json")]:
-        target, mark = os.path.join(cfg.data_dir, name), os.path.join(cfg.data_dir, mark)
-        require(not os.path.exists(target) or os.path.exists(mark),
-                f"{target}: prepare.py did not write this: move it, or give another data_dir")
+    names = set(os.listdir(cfg.data_dir)) if os.path.isdir(cfg.data_dir) else set()
+    others = {"tokenizer.json", "tasks", *BINS} & names
+    require("meta.json" in names or not others,
+            f"{cfg.data_dir}: {', '.join(sorted(others))}, but no meta.json: prepare.py did not "
+            "write this: move it, or give another data_dir")
 
 
 @contextmanager
 def staged(data_dir):
-    """-> a temporary folder beside data_dir. If all goes well its content replaces what an earlier
-    run wrote to data_dir; otherwise that stays as it was."""
-    parent, name = os.path.split(os.path.realpath(data_dir))
-    os.makedirs(parent, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{name}.", dir=parent) as folder:
+    """-> a temporary folder in data_dir. If all goes well its content replaces what an earlier run
+    wrote to data_dir; otherwise that stays as it was."""
+    os.makedirs(data_dir, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="preparing-", dir=data_dir) as folder:
         yield folder
-        os.makedirs(data_dir, exist_ok=True)
         for name in os.listdir(folder):
             if os.path.isdir(f"{data_dir}/{name}"):
                 os.rename(f"{data_dir}/{name}", f"{folder}/{name}.old")
             os.replace(f"{folder}/{name}", f"{data_dir}/{name}")
 
 
-def next_command(cfg, tasks):
+def next_command(cfg, argv, tasks):
     """-> what to run next, on these data and no others"""
-    out = f"--out_dir=out/{os.path.basename(os.path.abspath(cfg.data_dir))}"
+    out_dir = f"out/{os.path.basename(os.path.abspath(cfg.data_dir))}"
     if any(text_files(cfg)):
-        return shlex.join(["python", "train.py", f"--data_dir={cfg.data_dir}", out])
-    patterns = {re.sub(r".+(\.(train|dev|test)\.json)", r"*\1", name) for name in tasks}
-    tune = [f"{cfg.data_dir}/tasks/{name}" for name in sorted(patterns) if not is_scored(name)]
-    score = [f"{cfg.data_dir}/tasks/{name}" for name in sorted(patterns) if is_scored(name)][:1]
-    return shlex.join(["python", "instruct.py", f"--tasks={','.join(tune)}",
-                       f"--eval_tasks={','.join(score)}", out] + ["--epochs=0"] * (not tune))
+        return config.next_command("train", argv, data_dir=cfg.data_dir, out_dir=out_dir)
+    folder = f"{glob.escape(cfg.data_dir)}/tasks"
+    patterns = sorted({re.sub(r".+(\.(train|dev|test)\.json)", r"*\1", name) for name in tasks})
+    tune = [f"{folder}/{pattern}" for pattern in patterns if not is_scored(pattern)]
+    score = [f"{folder}/{pattern}" for pattern in patterns if is_scored(pattern)][:1]
+    only_scored = {} if tune else {"epochs": 0}
+    return config.next_command("instruct", argv, tasks=tune, eval_tasks=score, out_dir=out_dir,
+                               **only_scored)
 
 
 def main(argv):
     cfg = config.from_command_line(PrepareConfig, "prepare", argv)
     check(cfg)
-    toy_world = not any([*text_files(cfg), cfg.tasks])
-    if toy_world:
+    if not any([*text_files(cfg), cfg.tasks]):
         print("The toy world: invented DNA, and English that comes with Python.")
         cfg = replace(cfg, **toy.files(os.path.join(cfg.data_dir, "raw"), cfg.seed))
     with staged(cfg.data_dir) as folder:
-        tasks = collect_tasks(cfg)
+        tasks = read_tasks(cfg)
         if tasks:
             write_tasks(tasks, f"{folder}/tasks")
         if cfg.tasks_as_text:
@@ -366,9 +361,10 @@ def main(argv):
             cfg = replace(cfg, dna=(*cfg.dna, sequences))
         if any(text_files(cfg)):
             write_text(cfg, tasks, folder)
-    is_default = toy_world and cfg.data_dir == PrepareConfig.data_dir
-    print(f"wrote {cfg.data_dir}; next: "
-          + ("python train.py" if is_default else next_command(cfg, tasks)))
+        elif not os.path.exists(f"{cfg.data_dir}/meta.json"):
+            # it says that prepare.py wrote this folder
+            config.write_json(f"{folder}/meta.json", {"bins": {}})
+    print(f"wrote {cfg.data_dir}; next: {next_command(cfg, argv, tasks)}")
 
 
 if __name__ == "__main__":

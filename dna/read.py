@@ -1,9 +1,8 @@
 """
-Read what users have: text, DNA, task tables, Alpaca records.
+Read what users have: text, DNA, tables of sequences, Alpaca examples.
 
-Nothing is misread in silence: what cannot be read for certain is a ValueError that names the file,
-the line, and what is wrong. prepare.py and tasks.py read all their input here; sample.py, what it
-is asked.
+Ambiguous input is never guessed at. It raises a ValueError that names the file, the line and what
+is wrong. prepare.py, instruct.py and sample.py read all their input here.
 """
 import bz2
 import csv
@@ -11,15 +10,15 @@ import gzip
 import io
 import json
 import lzma
-import os
 import re
 import zlib
 from collections import Counter
+from typing import NamedTuple
 
+from bpe import END_OF_TEXT, SHORTEST
 from config import require
 
 BLOCK = 16_000      # bases or characters; longer sequences and paragraphs come in parts
-SHORTEST = 8        # bases; a shorter run is not DNA to the tokenizer
 
 
 # ----------------------------------------------------------------------------------------------
@@ -40,6 +39,8 @@ def read_lines(path, longest=-1):
         with open(path, "rb") as f:
             for magic, unpack in UNPACK.items():
                 f = unpack(f) if f.peek(5).startswith(magic) else f
+            require(not f.peek(4).startswith(b"PK\x03\x04"), f"{path}: a zip archive or an Excel "
+                    "file: unpack it, or save the table as CSV")
             utf16 = f.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff")
             f = io.TextIOWrapper(f, "utf-16" if utf16 else "utf-8-sig")
             while line := f.readline(longest):
@@ -64,15 +65,23 @@ def stem(path, kinds):
 
 
 def read_paragraphs(path, counts=None):
-    """Stream a text file -> its paragraphs, separated by blank lines; those of 16,000 characters or
-    more in parts that end with a line, or in mid-line where lines are longer than 4,000"""
+    """Stream a text file -> its paragraphs, separated by blank lines or by <|endoftext|>
+
+    A paragraph of 16,000 characters or more comes in parts that end with a line, or within a line
+    that is longer than 4,000. Nothing is dropped, so `counts` stays as it is.
+    """
     text = ""
     for _, line in read_lines(path, BLOCK // 4):
         text += line
-        if len(text) >= BLOCK or line.isspace():
-            yield text.strip()
+        # a part does not end in the middle of <|endoftext|>
+        if line.isspace() or len(text) >= BLOCK and "<" not in text[-len(END_OF_TEXT):]:
+            yield from split_documents(text)
             text = ""
-    yield text.strip()
+    yield from split_documents(text)
+
+
+def split_documents(text):
+    return filter(None, map(str.strip, text.split(END_OF_TEXT)))
 
 
 # ----------------------------------------------------------------------------------------------
@@ -89,8 +98,24 @@ def reverse_complement(sequence):
 
 
 def canonical(sequence):
-    """-> the same for a sequence and for its reverse complement: the first of them in the alphabet"""
+    """-> the same for both strands: the one that comes first in the alphabet"""
     return min(sequence, reverse_complement(sequence))
+
+
+def dna_runs(text, shortest):
+    """-> the runs of capital IUPAC letters in a text that have `shortest` letters or more"""
+    return re.findall(f"[{IUPAC}]{{{shortest},}}", text)
+
+
+def is_dna(text, shortest=1):
+    """Whether a text is nothing but `shortest` capital IUPAC letters or more"""
+    return dna_runs(text, shortest) == [text]
+
+
+def stretches(sequence):
+    """-> the stretches of A, C, G, T in a sequence, each of eight bases or more. The bases on either
+    side of an ambiguous letter are not adjacent, so it ends a stretch."""
+    return re.findall(f"[ACGT]{{{SHORTEST},}}", sequence)
 
 
 def clean_dna(text, where):
@@ -121,136 +146,113 @@ def clean_dna(text, where):
 
 
 def clean_input(text, where):
-    """-> an instruction's input: DNA as clean_dna() returns it, anything else as it is. DNA has
-    eight letters or more, all IUPAC, and 90% A, C, G, T, U or N ("Magna Carta" is not DNA)."""
+    """-> the input of an example: DNA as clean_dna() returns it, other text as it is. DNA has eight
+    letters or more, all IUPAC, and 90% of them are A, C, G, T, U or N ("Magna Carta" is not DNA)."""
     letters = re.sub(r"[\s.-]", "", LINE_NUMBERS.sub(" ", text)).upper()
-    is_dna = re.fullmatch(f"[{IUPAC}UX]{{{SHORTEST},}}", letters) \
-        and sum(map(letters.count, "ACGTUN")) >= 0.9 * len(letters)
-    return clean_dna(text, where) if is_dna else text
+    letters = letters.replace("U", "T").replace("X", "N")
+    enough = sum(map(letters.count, "ACGTN")) >= 0.9 * len(letters)
+    return clean_dna(text, where) if is_dna(letters, SHORTEST) and enough else text
 
 
-def read_fasta(path, stats=None):
-    """Stream a FASTA file -> (record name, stretch of A, C, G, T), ... Each record begins with
-    (name, ""), even if no stretch follows.
+def read_fasta(lines, path, longest=None, counts=None):
+    """Stream the (number, line), ... of a FASTA file -> (name, sequence), ... in IUPAC letters
 
-    A sequence is split at N and other ambiguous letters, because the bases on either side are not
-    adjacent, and into blocks of 16,000. Gaps (- and .) are dropped. Lines that begin with ; are
-    comments. stats: a Counter for what was read, and for what was dropped
+    A record of more than `longest` letters comes in parts, all with its name. A record without a
+    name is called by its line. Gaps (- and .) are dropped. Lines that begin with ; are comments.
+    counts: a Counter, to which the numbers of records and gaps are added
     """
-    stats = Counter() if stats is None else stats
-    name, text, header = None, "", 0
-
-    def stretches(block):
-        runs = re.findall(f"[ACGT]{{{SHORTEST},}}", block)
-        n, other = block.count("N"), len(re.findall("[^ACGTN]", block))
-        stats["N"] += n
-        stats["other ambiguous letters"] += other
-        stats["bases in stretches under 8"] += len(block) - n - other - sum(map(len, runs))
-        return [(name, run) for run in runs]
-
-    for number, line in read_lines(path, BLOCK):
+    counts = Counter() if counts is None else counts
+    name, sequence, header = None, "", 0
+    for number, line in lines:
         # a new record
         if line.startswith(">"):
-            yield from stretches(text)
-            name, text, header = line[1:].strip(), "", number
-            stats["records"] += 1
-            yield name, ""
-        # its sequence
+            if name is not None:
+                yield name, sequence
+            name, sequence, header = " ".join(line[1:].split()) or f"line {number}", "", number
+            counts["records"] += 1
+        # its sequence; a part of a long header is none
         elif number > header and not line.isspace() and not line.startswith(";"):
             where = f"{path}: line {number}"
             require(name is not None, f"{where}: not FASTA: a record begins with > and its name")
             letters = line.replace("-", "").replace(".", "")
-            stats["gaps"] += len(line) - len(letters)
-            text += clean_dna(letters, where)
-            while len(text) >= BLOCK:
-                yield from stretches(text[:BLOCK])
-                text = text[BLOCK:]
-    yield from stretches(text)
+            counts["gaps"] += len(line) - len(letters)
+            sequence += clean_dna(letters, where)
+            while longest and len(sequence) >= longest:
+                yield name, sequence[:longest]
+                sequence = sequence[longest:]
+    require(name is not None, f"{path}: no records")
+    yield name, sequence
 
 
 def read_dna(path, counts):
-    """Stream a FASTA file -> its stretches of A, C, G, T; counts: as the stats of read_fasta()"""
-    return (stretch for _, stretch in read_fasta(path, counts))
+    """Stream a FASTA file -> its stretches of A, C, G, T, long ones in parts of 16,000 bases.
+    counts: a Counter, to which records, N and all that is dropped are added"""
+    for _, part in read_fasta(read_lines(path, BLOCK), path, BLOCK, counts):
+        found = stretches(part)
+        n, other = part.count("N"), len(re.findall("[^ACGTN]", part))
+        counts["N"] += n
+        counts["other ambiguous letters"] += other
+        counts["bases in stretches under 8"] += len(part) - n - other - sum(map(len, found))
+        yield from found
 
 
 # ----------------------------------------------------------------------------------------------
-# Task tables
+# Tables of sequences
 
-SPLITS = {"train": "train", "dev": "dev", "val": "dev", "valid": "dev", "test": "test"}
-SEQUENCE, LABEL = {"sequence", "seq"}, {"label", "labels", "target"}
+# The names of columns, in any case; the first of each is the one that messages ask for.
+SEQUENCE, LABEL, NAME = ("sequence", "seq"), ("label", "labels", "target"), ("name", "id")
 MISSING = {"", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "<NA>"}  # as pandas
 csv.field_size_limit(2 ** 31 - 1)
 
 
-def find_tables(path):
-    """A table, or a folder with train.csv, dev.csv, test.csv in it or in folders below
-    -> {the task's folder or file: {split: table}}; a table by itself has the split "all" """
-    # one table
-    if os.path.isfile(path):
-        name = stem(path, "csv|tsv")
-        require(name, f"{path}: no task: give a .csv, .tsv, .json or .jsonl file, or a folder")
-        require(os.path.basename(name) not in SPLITS, f"{path}: a split of a task: give its folder")
-        return {name: {"all": path}}
-
-    # a folder
-    found = {}
-    for folder, _, names in sorted(os.walk(path, followlinks=True)):
-        for name in sorted(names):
-            if split := SPLITS.get(stem(name, "csv|tsv")):
-                tables = found.setdefault(folder, {})
-                require(split not in tables, f"{folder}: two tables of {split} rows")
-                tables[split] = os.path.join(folder, name)
-    require(found, f"{path}: no task: no train.csv, dev.csv or test.csv in it or below it")
-    return found
+class TableRow(NamedTuple):
+    name: str           # from the column `name` or `id`, or else the number of the row
+    sequence: str       # IUPAC letters
+    label: str          # "" where labels are not read
+    where: str          # the file and the line, for messages
 
 
-def split_table(lines, path):
-    """(number, line), ... of a table -> its first line; the names in it, in lower case; and
-    (where it is, fields), ... of the rows. Commas, semicolons or tabs separate the fields. A row is
-    one line, so that a quote left open cannot swallow the next row."""
+def read_table(lines, path, labelled=True):
+    """The (number, line), ... of a table -> list of TableRow
+
+    The first line names the columns. Commas, semicolons or tabs separate them, and other columns are
+    ignored. A row is one line, so that a quote left open cannot swallow the next row.
+    """
+    # the columns
     lines = iter(lines)
     _, header = next(lines)
     separator = max(",;\t", key=header.count)
-    names = [name.strip().lower() for name in next(csv.reader([header], delimiter=separator))]
-
-    def rows():
-        for number, line in lines:
-            where = f"{path}: line {number}"
-            if line.isspace():
-                continue
-            try:
-                row, = csv.reader([line], delimiter=separator, strict=True, skipinitialspace=True)
-            except csv.Error as e:
-                raise ValueError(f"{where}: {e}: is a quote left open?") from None
-            require(len(row) == len(names), f"{where}: {len(row)} fields, not {len(names)} as above")
-            yield where, row
-
-    return header, names, rows()
-
-
-def read_table(path):
-    """A table of sequences and labels -> list of (sequence, label, where it is)
-
-    The first line names the columns, in any case: `sequence` or `seq`, and `label`, `labels` or
-    `target`; others are ignored.
-    """
-    # the columns
-    header, names, fields = split_table(read_lines(path), path)
-    sequences = [i for i, name in enumerate(names) if name in SEQUENCE]
-    labels = [i for i, name in enumerate(names) if name in LABEL]
-    require(len(sequences) == len(labels) == 1,
-            f"{path}: the first line should name one column sequence and one column label, "
-            f"and is {header.strip()[:80]!r}")
+    columns = [name.strip().lower() for name in next(csv.reader([header], delimiter=separator))]
+    sequences, labels, names = ([i for i, column in enumerate(columns) if column in wanted]
+                                for wanted in (SEQUENCE, LABEL, NAME))
+    wanted = "one column sequence" + " and one column label" * labelled
+    require(len(sequences) == 1 and (len(labels) == 1 or not labelled),
+            f"{path}: the first line of a table names {wanted}, and here it is "
+            f"{header.strip()[:80]!r}")
 
     # the rows
     rows = []
-    for where, row in fields:
-        sequence, label = row[sequences[0]].strip(), row[labels[0]].strip()
-        require(sequence not in MISSING, f"{where}: the sequence is missing ({sequence!r})")
-        require(label not in MISSING, f"{where}: the label is missing ({label!r})")
-        rows.append((clean_dna(sequence, where), clean_label(label, where), where))
+    for number, line in lines:
+        if line.isspace():
+            continue
+        where = f"{path}: line {number}"
+        try:
+            row, = csv.reader([line], delimiter=separator, strict=True, skipinitialspace=True)
+        except csv.Error as e:
+            raise ValueError(f"{where}: {e}: is a quote left open?") from None
+        require(len(row) == len(columns), f"{where}: {len(row)} fields, not {len(columns)} as above")
+        sequence = clean_dna(not_missing(row[sequences[0]], "sequence", where), where)
+        label = clean_label(not_missing(row[labels[0]], "label", where), where) if labelled else ""
+        name = " ".join(row[names[0]].split()) if names else ""
+        rows.append(TableRow(name or str(len(rows) + 1), sequence, label, where))
     require(rows, f"{path}: no rows below the names of the columns")
     return rows
+
+
+def not_missing(value, column, where):
+    value = value.strip()
+    require(value not in MISSING, f"{where}: the {column} is missing ({value!r})")
+    return value
 
 
 def clean_label(label, where):
@@ -262,109 +264,73 @@ def clean_label(label, where):
     return label
 
 
-def check_labels(splits):
-    """splits: {split: rows of read_table()}. The labels must be those of a classification: few,
-    each spelled in one way, none of them only in scored rows."""
-    trained = {label for _, label, _ in splits.get("train", ())}
-    spelled = {}
-    for _, label, where in [row for rows in splits.values() for row in rows]:
-        same = re.sub(r"(?<=[a-z])[\s_-]+(?=[a-z])", "", label.casefold())
-        first = spelled.setdefault(same, label)
-        require(label == first, f"{where}: the label {label!r} is spelled {first!r} elsewhere")
-        require(not trained or label in trained, f"{where}: no training row has label {label!r}")
-        require(len(spelled) <= 50, f"{where}: more than 50 labels: are they measured numbers?")
-    require(len(trained) != 1, f"{where}: all training rows up to here have the same label")
-
-
-def read_task_json(path):
-    """A table's task.json -> (what is asked, {label: word}, whether both strands have the same
-    answer)"""
-    about = read_json("".join(line for _, line in read_lines(path)), path)
-    try:
-        asks, words = about.pop("asks").strip(), about.pop("labels", {})
-        words = {clean_label(label.strip(), path): word.strip() for label, word in words.items()}
-        either_strand = about.pop("either_strand", False)
-        good = asks and len(set(words.values()) - {""}) == len(words) and not about \
-            and isinstance(either_strand, bool)
-    except (AttributeError, TypeError, KeyError):
-        good = False
-    require(good, f'{path}: write {{"asks": "enhancer strength", "labels": {{"0": "weak", '
-            '"1": "strong"}, "either_strand": false}, with different words')
-    return asks, words, either_strand
-
-
 # ----------------------------------------------------------------------------------------------
-# Alpaca records
+# Alpaca examples
 
 def read_json(text, path, number=1):
-    """-> the value of a JSON text, which begins at line `number` of a file"""
+    """-> the value of a JSON text, which begins at line `number` of a file; NaN is null"""
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as e:
-        raise ValueError(f"{path}: line {number + e.lineno - 1}, column {e.colno}: broken JSON "
-                         f"({e.msg}): give an array of records, or one record per line") from None
-    except (ValueError, RecursionError) as e:       # a number of 5,000 digits, 3,000 brackets
-        raise ValueError(f"{path}: line {number} or after: strange JSON: {e}") from None
+        return json.loads(text, parse_constant=lambda name: None)
+    except (ValueError, RecursionError) as e:
+        line, column = number + getattr(e, "lineno", 1) - 1, getattr(e, "colno", 1)
+        raise ValueError(f"{path}: line {line}, column {column}: broken JSON "
+                         f"({getattr(e, 'msg', e)}): give an array of examples, or one example per "
+                         "line") from None
 
 
 def read_alpaca(path):
-    """A JSON array of Alpaca records, or one per line -> list of dicts, checked: instruction,
+    """A JSON array of Alpaca examples, or one per line -> list of dicts, checked: instruction,
     input ("" if there is none) and output are text; there may be a task, choices (the output is
-    one of them) and either_strand. Records with an empty output are left out, and counted."""
+    one of them) and either_strand. Examples with an empty output are left out, and counted."""
     # read and check
     lines = list(read_lines(path))
     text = "".join(line for _, line in lines)
-    records = read_json(text, path) if text.lstrip().startswith("[") else \
+    examples = read_json(text, path) if text.lstrip().startswith("[") else \
         [read_json(line.rstrip(), path, number) for number, line in lines if not line.isspace()]
-    for number, r in enumerate(records, start=1):
-        where = f"{path}: record {number}"
-        wrong = problem(r)
-        require(not wrong, f"{where}: {wrong}")
-        r["input"] = clean_input(r["input"], where)
+    examples = [clean_example(example, f"{path}: example {number}")
+                for number, example in enumerate(examples, start=1)]
 
     # leave out what has no answer
-    kept = [r for r in records if r["output"].strip()]
-    require(kept, f"{path}: no records with an output")
-    if len(kept) < len(records):
-        print(f"{path}: {len(records) - len(kept):,} of {len(records):,} records have no output, "
-              "and are left out")
-    return kept
+    answered = [example for example in examples if example["output"].strip()]
+    require(answered, f"{path}: no examples with an output")
+    if len(answered) < len(examples):
+        print(f"{path}: {len(examples) - len(answered):,} of {len(examples):,} examples have no "
+              "output, and are left out")
+    return answered
 
 
-def problem(r):
-    """Turn the numbers of an Alpaca record into text, and null into "".
-    -> what is wrong with the record, or None"""
+def clean_example(example, where):
+    """-> an Alpaca example with DNA cleaned, numbers as text, and null as if it were not there"""
     # text
-    if not isinstance(r, dict):
-        return "not an object with instruction, input and output"
+    require(isinstance(example, dict),
+            f"{where}: not an object with instruction, input and output")
     for key in ("instruction", "output"):
-        if key not in r:
-            return f"no {key}: an Alpaca record has instruction, input and output"
-    for key in ("instruction", "input", "output"):
-        r[key] = as_text(r.get(key))
-    for key in ("instruction", "input", "output", "task"):
-        text = r.get(key, "")
-        if not isinstance(text, str) or re.search("[\ud800-\udfff]", text):
-            return f"its {key} is not text"
-    if not r["instruction"].strip():
-        return "no instruction"
-    if not isinstance(r.get("either_strand", False), bool):
-        return "its either_strand is not true or false"
+        require(key in example, f"{where}: no {key}: an Alpaca example has instruction, input and "
+                "output")
+    example = {key: value for key, value in example.items() if value is not None}
+    for key in ("instruction", "input", "output", *{"task"}.intersection(example)):
+        example[key] = as_text(example.get(key, ""), f"{where}: its {key}")
+    require(example["instruction"].strip(), f"{where}: no instruction")
+    require(isinstance(example.get("either_strand", False), bool),
+            f"{where}: its either_strand is not true or false")
+    example["input"] = clean_input(example["input"], where)
 
     # choices
-    choices = r.pop("choices", None)
-    if choices is not None:
-        if not isinstance(choices, list) or not all(isinstance(as_text(c), str) for c in choices):
-            return "its choices are not a list of texts"
-        r["choices"] = choices = [as_text(c) for c in choices]
-        if len(set(choices) - {""}) < len(choices):
-            return "its choices are not all different"
-        if r["output"].strip() and r["output"] not in choices:
-            return f"the output {r['output']!r} is not among its choices"
+    if "choices" in example:
+        choices, output = example["choices"], example["output"]
+        require(isinstance(choices, list), f"{where}: its choices are not a list of texts")
+        choices = [as_text(choice, f"{where}: a choice") for choice in choices]
+        require(len(set(choices) - {""}) == len(choices),
+                f"{where}: its choices are not all different")
+        require(not output.strip() or output in choices,
+                f"{where}: the output {output!r} is not among its choices")
+        example["choices"] = choices
+    return example
 
 
-def as_text(value):
-    """null as "", a number as JSON writes it, anything else as it is"""
-    if value is None:
-        return ""
-    return json.dumps(value) if isinstance(value, (bool, int, float)) else value
+def as_text(value, what):
+    """-> a text as it is, a number as JSON writes it"""
+    value = json.dumps(value) if isinstance(value, (bool, int, float)) else value
+    require(isinstance(value, str) and not re.search("[\ud800-\udfff]", value),
+            f"{what} is not text")
+    return value

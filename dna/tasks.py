@@ -1,7 +1,7 @@
 """
-Tasks: from tables of labelled DNA to instructions, and from instructions to the ids of a prompt.
+Tasks: from tables of labelled DNA to instructions, and from instructions to prompts.
 
-A task is rows of (sequence, label). Each becomes an Alpaca record, a dict with "instruction",
+A task is rows of (sequence, label). Each becomes an Alpaca example, a dict with "instruction",
 "input", "output", and for the score table "task" and "choices". prepare.py writes them, instruct.py
 tunes on them, and sample.py asks in the same words.
 """
@@ -10,16 +10,109 @@ import os
 import re
 import zlib
 from collections import defaultdict
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
+from bpe import SHORTEST
 from config import require
-from dna.read import (IUPAC, SHORTEST, check_labels, find_tables, read_alpaca, read_table,
-                      read_task_json, reverse_complement)
+from dna.read import (canonical, clean_label, dna_runs, is_dna, read_alpaca, read_json, read_lines,
+                      read_table, reverse_complement, stem)
 
 # ----------------------------------------------------------------------------------------------
-# Tables to records
+# The prompt: the standard Alpaca template (Taori et al., 2023)
+
+PREAMBLE = ("Below is an instruction that describes a task{paired}. Write a response that "
+            "appropriately completes the request.\n\n")
+PAIRED = ", paired with an input that provides further context"
+INSTRUCTION, INPUT, RESPONSE = "### Instruction:\n", "### Input:\n", "### Response:\n"
+
+
+def alpaca_parts(instruction, has_input):
+    """-> the texts of a prompt before and after its input. The response is encoded separately, so
+    that no token spans prompt and response."""
+    before = PREAMBLE.format(paired=PAIRED * has_input) + f"{INSTRUCTION}{instruction}\n\n"
+    return (before + INPUT, "\n\n" + RESPONSE) if has_input else (before, RESPONSE)
+
+
+def fold(input):
+    """-> an input as a prompt has it: DNA on two lines, broken in its middle, if each line is long
+    enough to be DNA to the tokenizer. With every split but "none" no token spans lines, so what
+    stands in the middle (the site to judge, where transcription starts) begins a token."""
+    half = len(input) // 2
+    return f"{input[:half]}\n{input[half:]}" if is_dna(input, 2 * SHORTEST) else input
+
+
+def alpaca_prompt(instruction, input=""):
+    before, after = alpaca_parts(instruction, bool(input))
+    return before + fold(input) + after
+
+
+# ----------------------------------------------------------------------------------------------
+# The tables of a task
+
+SPLITS = {"train": "train", "dev": "dev", "val": "dev", "valid": "dev", "test": "test"}
+
+
+def is_scored(name):
+    """Whether a file's examples are scored, never tuned on: x.dev.json, x.test.json, test.json"""
+    return re.search(r"(^|\.)(dev|val|valid|test)\.", name) is not None
+
+
+def find_tables(path):
+    """A table, or a folder with train.csv, dev.csv, test.csv in it or in folders below
+    -> {the task's folder or file: {split: table}}; a table by itself has the split "all" """
+    # one table
+    if os.path.isfile(path):
+        name = stem(path, "csv|tsv")
+        require(name, f"{path}: no task: give a .csv, .tsv, .json or .jsonl file, or a folder")
+        require(os.path.basename(name) not in SPLITS, f"{path}: a split of a task: give its folder")
+        return {name: {"all": path}}
+
+    # a folder
+    tasks = defaultdict(dict)
+    for folder, _, files in sorted(os.walk(path, followlinks=True)):
+        for file in sorted(files):
+            if split := SPLITS.get(stem(file, "csv|tsv")):
+                require(split not in tasks[folder], f"{folder}: two tables of {split} rows")
+                tasks[folder][split] = os.path.join(folder, file)
+    require(tasks, f"{path}: no task: no train.csv, dev.csv or test.csv in it or below it")
+    return dict(tasks)
+
+
+def hold_out(rows, path, seed):
+    """The rows of a table by itself -> {split: rows}; a tenth, drawn by `seed`, is dev"""
+    require(len(rows) >= 20, f"{path}: {len(rows)} rows are too few to hold some out: give 20")
+    order = np.random.default_rng(seed).permutation(len(rows))
+    return {"train": [rows[i] for i in sorted(order[len(rows) // 10:])],
+            "dev": [rows[i] for i in sorted(order[:len(rows) // 10])]}
+
+
+def check_labels(splits):
+    """splits: {split: rows of read_table()}. The labels must be those of a classification: few,
+    each spelled in one way, none of them only in scored rows."""
+    trained = {row.label for row in splits.get("train", ())}
+    spelled = {}
+    for row in [row for rows in splits.values() for row in rows]:
+        label, where = row.label, row.where
+        same = re.sub(r"(?<=[a-z])[\s_-]+(?=[a-z])", "", label.casefold())
+        first = spelled.setdefault(same, label)
+        require(label == first, f"{where}: the label {label!r} is spelled {first!r} elsewhere")
+        require(not trained or label in trained, f"{where}: no training row has label {label!r}")
+        require(len(spelled) <= 50, f"{where}: more than 50 labels: are they measured numbers?")
+    require(len(trained) != 1, f"{where}: all training rows up to here have the same label")
+
+
+# ----------------------------------------------------------------------------------------------
+# What a task asks
+
+class Task(NamedTuple):
+    name: str
+    asks: str               # as in "Determine {asks} of following dna sequence"
+    words: dict             # {label: its word}
+    either_strand: bool     # whether both strands have the same answer
+
 
 # GUE's tasks by their folders, parent/folder: what is asked, a word per label, and whether both
 # strands have the same answer; {} is the folder. The words are the DNAHLM paper's. Those of the
@@ -39,136 +132,207 @@ GUE = [
      "{} histone mark detection", ["No Mark", "Mark"], True),
     ("virus/covid", "virus variant detection", VARIANTS, False),
 ]
-# Prompt templates. Training rows have any of them, scored rows the first, which is the paper's.
-TEMPLATES = [
+
+
+def describe(path, file, labels):
+    """-> the Task of a folder or table, by its task.json (`file`), by GUE's names of folders, or
+    else by its own name"""
+    parent, leaf = os.path.abspath(path).split(os.sep)[-2:]
+    name = f"{parent}_{leaf}" if leaf.isdigit() or parent in ("EMP", "splice", "virus") else leaf
+    as_is = {label: label for label in labels}
+    if os.path.exists(file):
+        asks, words, either_strand = read_description(file)
+        return Task(name, asks, words or as_is, either_strand)
+    for pattern, asks, words, either_strand in GUE:
+        if re.fullmatch(pattern, f"{parent}/{leaf}"):
+            words = {str(i): word for i, word in enumerate(words)}
+            return Task(name, asks.format(leaf), words, either_strand)
+    return Task(name, name.replace("_", " "), as_is, False)
+
+
+def read_description(path):
+    """A task.json -> (what is asked, {label: word}, whether both strands have the same answer)"""
+    task = read_json("".join(line for _, line in read_lines(path)), path)
+    try:
+        asks, words = task.pop("asks").strip(), task.pop("labels", {})
+        words = {clean_label(label.strip(), path): word.strip() for label, word in words.items()}
+        either_strand = task.pop("either_strand", False)
+        good = asks and len(set(words.values()) - {""}) == len(words) and not task \
+            and isinstance(either_strand, bool)
+    except (AttributeError, TypeError, KeyError):
+        good = False
+    require(good, f'{path}: write {{"asks": "enhancer strength", "labels": {{"0": "weak", '
+            '"1": "strong"}, "either_strand": false}, with different words')
+    return asks, words, either_strand
+
+
+# ----------------------------------------------------------------------------------------------
+# From tables to examples
+
+# Wordings of an instruction. Training rows have any of them, scored rows the first, the paper's.
+WORDINGS = [
     "Determine {what} of following dna sequence, "
     "The result will be one of the following: {choices}.",
     "Classify this DNA sequence by {what}. Answer with one of: {choices}.",
     "What does {what} say of the sequence below? The possible answers are {choices}.",
     "Here is some DNA. Do {what}, and choose from {choices}.",
 ]
-# A wording that no training row has; bench/few_shot.py --reworded scores with it.
-HELD_OUT_TEMPLATE = "I need {what} for a piece of DNA; tell me which it is: {choices}."
 
 
-def describe(path, file, labels):
-    """What a task asks, by its task.json, by GUE's names of folders, or else by its own name
-    -> (name, what is asked, {label: word}, whether both strands have the same answer)"""
-    parent, leaf = os.path.abspath(path).split(os.sep)[-2:]
-    name = f"{parent}_{leaf}" if leaf.isdigit() or parent in ("EMP", "splice", "virus") else leaf
-    as_is = {label: label for label in labels}
-    if os.path.exists(file):
-        asks, words, either_strand = read_task_json(file)
-        return name, asks, words or as_is, either_strand
-    for pattern, asks, words, either_strand in GUE:
-        if re.fullmatch(pattern, f"{parent}/{leaf}"):
-            words = {str(i): word for i, word in enumerate(words)}
-            return name, asks.format(leaf), words, either_strand
-    return name, name.replace("_", " "), as_is, False
-
-
-def read_splits(path, tables, seed):
-    """-> {split: rows of read_table()}. A tenth of a table by itself, drawn by `seed`, is dev."""
-    splits = {split: read_table(tables[split]) for split in ("all", "train", "dev", "test")
-              if split in tables}
-    if rows := splits.pop("all", None):
-        require(len(rows) >= 20, f"{path}: {len(rows)} rows are too few to hold some out: give 20")
-        order = np.random.default_rng(seed).permutation(len(rows))
-        splits = {"train": [rows[i] for i in sorted(order[len(rows) // 10:])],
-                  "dev": [rows[i] for i in sorted(order[:len(rows) // 10])]}
-    check_labels(splits)
-    return splits
-
-
-def read_task(path, tables, seed):
-    """A task of find_tables() -> {file name: list of Alpaca records}. The templates of training
+def make_examples(path, tables, seed):
+    """A task of find_tables() -> {file name: list of Alpaca examples}. The wordings of training
     rows are drawn by `seed`."""
-    # what is asked
-    splits = read_splits(path, tables, seed)
-    labels = {label: where for rows in splits.values() for _, label, where in rows}
-    file = f"{path}.task.json" if "all" in tables else f"{path}/task.json"
-    name, asks, words, either_strand = describe(path, file, sorted(labels))
-    for label, where in labels.items():
-        require(label in words, f"{where}: the label {label!r} is none of {', '.join(words)}: "
-                f"name all labels in {file}")
-    print(f"{name}: {asks}; " + ", ".join(f"{label} = {word}" for label, word in words.items())
-          + "; " + ", ".join(f"{len(rows):,} {split}" for split, rows in splits.items()))
+    # the rows
+    splits = {split: read_table(read_lines(tables[split]), tables[split])
+              for split in ("all", "train", "dev", "test") if split in tables}
+    if "all" in splits:
+        splits = hold_out(splits["all"], path, seed)
+    check_labels(splits)
 
-    # its records
-    choices = list(words.values())
-    prompts = [text.format(what=asks, choices=", ".join(choices)) for text in TEMPLATES]
-    about = {"task": name, "choices": choices} | ({"either_strand": True} if either_strand else {})
-    rng = np.random.default_rng((seed, zlib.crc32(name.encode())))
+    # what is asked
+    labels = {row.label: row.where for rows in splits.values() for row in rows}
+    file = f"{path}.task.json" if "all" in tables else f"{path}/task.json"
+    task = describe(path, file, sorted(labels))
+    for label, where in labels.items():
+        require(label in task.words, f"{where}: the label {label!r} is none of "
+                f"{', '.join(task.words)}: name all labels in {file}")
+    print(f"{task.name}: {task.asks}; "
+          + ", ".join(f"{label} = {word}" for label, word in task.words.items()) + "; "
+          + ", ".join(f"{len(rows):,} {split}" for split, rows in splits.items()))
+
+    # the examples
+    choices = list(task.words.values())
+    instructions = [wording.format(what=task.asks, choices=", ".join(choices))
+                    for wording in WORDINGS]
+    same_in_all = {"task": task.name, "choices": choices}
+    if task.either_strand:
+        same_in_all["either_strand"] = True
+    rng = np.random.default_rng((seed, zlib.crc32(task.name.encode())))
     files = {}
     for split, rows in splits.items():
-        drawn = rng.integers(len(prompts), size=len(rows)) if split == "train" else [0] * len(rows)
-        files[f"{name}.{split}.json"] = [
-            {"instruction": prompts[i], "input": sequence, "output": words[label]} | about
-            for i, (sequence, label, _) in zip(drawn, rows)]
+        drawn = rng.integers(len(WORDINGS), size=len(rows)) if split == "train" else [0] * len(rows)
+        files[f"{task.name}.{split}.json"] = [
+            {"instruction": instructions[i], "input": row.sequence, "output": task.words[row.label]}
+            | same_in_all for i, row in zip(drawn, rows)]
     return files
 
 
 # ----------------------------------------------------------------------------------------------
-# Training rows must not give scored rows away
-
-def is_scored(name):
-    """Whether a file's rows are scored, never tuned on: x.dev.json, x.test.json, test.json, ..."""
-    return re.search(r"(^|\.)(dev|val|valid|test)\.", name) is not None
-
+# Training examples must not give scored ones away
 
 OVERLAP = 20        # bases; a shorter sequence occurs in others by chance
 
 
-def contained(short, long):
-    """Lists of DNA -> (i, j), ...: short[i] occurs in long[j]. The first bases of each short one
-    are its anchor; those at each position of the long ones are looked up among the anchors."""
-    anchors = {}
-    for i, sequence in enumerate(short):
-        anchors.setdefault(sequence[:OVERLAP], []).append(i)
-    for j, text in enumerate(tqdm(long, desc="looking for overlaps", disable=None)):
-        for at in range(len(text) - OVERLAP + 1):
-            for i in anchors.get(text[at:at + OVERLAP], ()):
-                if text.startswith(short[i], at):
-                    yield i, j
+def find_leaks(train, scored):
+    """Lists of Alpaca examples -> indices of the training examples that ask what a scored one asks:
+    the same text, or DNA that contains the scored DNA or lies inside it, on either strand"""
+    def question(example):      # DNA too short to search for is compared as a whole
+        if not is_dna(example["input"]):
+            return example["instruction"], example["input"]
+        return example.get("task"), canonical(example["input"])
+
+    def sequences(example):
+        return dna_runs(f"{example['instruction']}\n{example['input']}".upper(), OVERLAP)
+
+    questions = {question(example) for example in scored}
+    same = {i for i, example in enumerate(train) if question(example) in questions}
+    owners = [(i, sequence) for i, example in enumerate(train) for sequence in sequences(example)]
+    overlaps = overlapping([sequence for _, sequence in owners],
+                           [sequence for example in scored for sequence in sequences(example)])
+    return same | {owners[k][0] for k in overlaps}
+
+
+class Windows(NamedTuple):
+    """All runs of 20 letters in a list of sequences, in their order. Each field is an array (N,)."""
+    code: np.ndarray        # the letters: two bits each, as a number
+    owner: np.ndarray       # index of the sequence
+    at: np.ndarray          # position in the sequence
+
+    def where(self, chosen):
+        return Windows(*(field[chosen] for field in self))
+
+
+def windows(sequences):
+    """Sequences of 20 letters or more -> their Windows. Ambiguous letters have the code of A, so equal
+    codes are not always equal letters."""
+    lengths = np.array([len(sequence) for sequence in sequences])
+    two_bits = np.zeros(256, dtype=np.int64)
+    two_bits[list(b"CGT")] = 1, 2, 3
+    letters = two_bits[np.frombuffer("".join(sequences).encode(), dtype=np.uint8)]
+    code = np.zeros(len(letters) - OVERLAP + 1, dtype=np.int64)
+    for i in range(OVERLAP):
+        code = code << 2 | letters[i:i + len(code)]
+
+    # leave out the runs that cross from one sequence to the next
+    owner = np.repeat(np.arange(len(sequences)), lengths - OVERLAP + 1)
+    position = np.arange(len(owner)) + (OVERLAP - 1) * owner
+    return Windows(code[position], owner, position - (np.cumsum(lengths) - lengths)[owner])
 
 
 def overlapping(train, scored):
-    """Lists of DNA, each of 20 bases or more -> indices of the training sequences that contain a
+    """Lists of DNA, each of 20 letters or more -> indices of the training sequences that contain a
     scored one or lie inside one, on either strand"""
-    scored = scored + [reverse_complement(s) for s in scored]
-    return {i for i, _ in contained(train, scored)} | {j for _, j in contained(scored, train)}
+    if not train or not scored:
+        return set()
+    scored = sorted({*scored, *map(reverse_complement, scored)})
+    of_scored = windows(scored)
+    codes, number = np.unique(of_scored.code, return_inverse=True)
+    of_scored = of_scored._replace(code=number)
+
+    # keep those windows of the training sequences that scored ones have too; the first 14 letters
+    # rule out most of the others
+    seen = np.zeros(4 ** 14, dtype=bool)
+    seen[codes >> 12] = True
+    shared = []
+    for start in tqdm(range(0, len(train), 10_000), desc="looking for overlaps", disable=None):
+        part = windows(train[start:start + 10_000])
+        part = part.where(seen[part.code >> 12])
+        number = np.searchsorted(codes, part.code).clip(max=len(codes) - 1)
+        part = Windows(number, part.owner + start, part.at).where(codes[number] == part.code)
+        shared.append(part)
+    of_train = Windows(*map(np.concatenate, zip(*shared)))
+
+    # compare the letters where one may lie inside the other
+    leaks = set()
+    for i, places in possible_places(train, of_train, of_scored, len(codes)):
+        if any(scored[j].startswith(train[i], at) for j, at in places):
+            leaks.add(i)
+    for i, places in possible_places(scored, of_scored, of_train, len(codes)):
+        leaks.update(j for j, at in places if train[j].startswith(scored[i], at))
+    return leaks
 
 
-def find_leaks(train, scored):
-    """Lists of Alpaca records -> indices of the training records that ask what a scored one asks:
-    the same text, or DNA that overlaps"""
-    def question(r):        # DNA too short to search for is compared as a whole
-        if not is_dna(r["input"]):
-            return r["instruction"], r["input"]
-        return r.get("task"), min(r["input"], reverse_complement(r["input"]))
+def possible_places(short, of_short, of_long, n_codes):
+    """Where short sequences may lie inside long ones, by their Windows -> (index of a short sequence,
+    [(index of a long one, position in it), ...]), ...
 
-    def sequences(r):
-        return re.findall(f"[{IUPAC}]{{{OVERLAP},}}", f"{r['instruction']}\n{r['input']}".upper())
+    All windows of the short sequence must occur in long ones. The rarest of them says where: others,
+    such as a primer, may be in every sequence.
+    """
+    # the long sequences that have each window
+    count = np.bincount(of_long.code, minlength=n_codes)
+    by_code = np.argsort(of_long.code, kind="stable")
+    first_of_code = np.cumsum(count) - count
 
-    asked = {question(r) for r in scored}
-    owners = [(i, s) for i, r in enumerate(train) for s in sequences(r)]
-    found = overlapping([s for _, s in owners], [s for r in scored for s in sequences(r)])
-    return {owners[i][0] for i in found} | {i for i, r in enumerate(train) if question(r) in asked}
+    # the rarest window of each short sequence
+    of_short = of_short.where(count[of_short.code] > 0)
+    owners, first, n_found = np.unique(of_short.owner, return_index=True, return_counts=True)
+    by_count = count[of_short.code] << 32 | np.arange(len(of_short.code))
+    rarest = np.minimum.reduceat(by_count, first) & 0xFFFFFFFF
+    for i, n, k in zip(owners.tolist(), n_found.tolist(), rarest.tolist()):
+        if n == len(short[i]) - OVERLAP + 1:
+            code = of_short.code[k]
+            found = by_code[first_of_code[code]:first_of_code[code] + count[code]]
+            positions = of_long.at[found] - of_short.at[k]
+            yield i, [(j, at) for j, at in zip(of_long.owner[found].tolist(), positions.tolist())
+                      if at >= 0]
 
 
-def without_leaks(train, test):
-    """-> the training records whose input, on either strand, is in no test record. A quick check of
-    equal texts, as eval_tasks may be files that prepare.py did not see; in its own it has looked for
-    overlaps."""
-    def question(r):
-        return r["input"] or r["instruction"]
-
-    scored = {question(r) for r in test}
-    scored |= {reverse_complement(r["input"]) for r in test if r["input"]}
-    kept = [r for r in train if question(r) not in scored]
-    if len(kept) < len(train):
-        print(f"{len(train) - len(kept):,} of {len(train):,} rows are in eval_tasks too: left out")
-    return kept
+def without_leaks(train, scored):
+    leaks = find_leaks(train, scored)
+    if leaks:
+        print(f"{len(leaks):,} of {len(train):,} rows overlap with eval_tasks: left out")
+    return [example for i, example in enumerate(train) if i not in leaks]
 
 
 # ----------------------------------------------------------------------------------------------
@@ -176,78 +340,35 @@ def without_leaks(train, test):
 
 def find_files(patterns):
     """-> paths of the files that the patterns (or plain paths) match, each once"""
-    found = []
+    files = []
     for pattern in patterns:
         paths = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
         if not paths:
             raise FileNotFoundError(f"{pattern}: no such file: run prepare.py first")
-        found += paths
-    return list({os.path.realpath(path): path for path in found}.values())
+        files += paths
+    return list({os.path.realpath(path): path for path in files}.values())
 
 
 def read_examples(patterns):
-    """-> the records of Alpaca files, each with its "task", by default the file's name; and of
-    folders of tables such as GUE, each task's test rows or, where it has none, its dev rows"""
-    records = []
+    """-> the examples of Alpaca files, each with its "task", by default the file's name"""
+    examples = []
     for path in find_files(patterns):
-        if os.path.isfile(path):
-            require(not re.search(r"\.[ct]sv(\.\w+)?$", path), f"{path}: a table: give its folder")
-            task = os.path.basename(path).split(".")[0]
-            records += [{"task": task} | r for r in read_alpaca(path)]
-            continue
-        for folder, tables in find_tables(path).items():
-            split = "test" if "test" in tables else "dev"
-            require(split in tables, f"{folder}: no test.csv or dev.csv to score")
-            (rows,) = read_task(folder, {split: tables[split]}, seed=0).values()
-            records += rows
-    return records
+        require(os.path.isfile(path) and not stem(path, "csv|tsv"),
+                f"{path}: not an Alpaca file: run prepare.py --tasks={path}, which makes one")
+        task = os.path.basename(path).split(".")[0]
+        examples += [{"task": task} | example for example in read_alpaca(path)]
+    return examples
 
 
-def by_task(records):
-    """-> {task: its records}"""
+def by_task(examples):
+    """-> {task: its examples}"""
     tasks = defaultdict(list)
-    for r in records:
-        tasks[r["task"]].append(r)
+    for example in examples:
+        tasks[example["task"]].append(example)
     return dict(tasks)
 
 
-def is_dna(text):
-    return re.fullmatch(f"[{IUPAC}]+", text) is not None
-
-
-def other_strand(records):
-    """-> the reverse complements of those records that have the same answer on either strand"""
-    return [r | {"input": reverse_complement(r["input"])}
-            for r in records if r.get("either_strand")]
-
-
-# ----------------------------------------------------------------------------------------------
-# Prompts and rows
-
-ALPACA = ("Below is an instruction that describes a task{paired}. Write a response that "
-          "appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n")
-
-
-def alpaca_parts(instruction, has_input):
-    """The standard Alpaca prompt template (Taori et al., 2023) -> the texts before and after the
-    input. The response is not part of it: its ids are joined on, so the boundary never moves."""
-    paired = ", paired with an input that provides further context" if has_input else ""
-    before = ALPACA.format(paired=paired, instruction=instruction)
-    if has_input:
-        return before + "### Input:\n", "\n\n### Response:\n"
-    return before, "### Response:\n"
-
-
-def fold(input):
-    """DNA of 16 bases or more (on each side 8, the shortest run that is DNA to the tokenizer) is
-    written on two lines, broken in its middle. With every split but "none" no token spans lines, so
-    what stands in the middle (the site to judge, where transcription starts) begins a token. Other
-    text stays as it is."""
-    half = len(input) // 2
-    is_dna = re.fullmatch(f"[{IUPAC}]{{{2 * SHORTEST},}}", input)
-    return f"{input[:half]}\n{input[half:]}" if is_dna else input
-
-
-def alpaca_prompt(instruction, input=""):
-    before, after = alpaca_parts(instruction, bool(input))
-    return before + fold(input) + after
+def other_strand(examples):
+    """-> the reverse complements of those examples that have the same answer on either strand"""
+    return [example | {"input": reverse_complement(example["input"])}
+            for example in examples if example.get("either_strand")]

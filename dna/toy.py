@@ -7,12 +7,13 @@ The files are what a user's own would be: FASTA, text, a folder of train.csv, te
 per task. Textbook motifs are planted where textbooks put them, so a working model must find them:
 a high score tests the code, and says nothing about biology.
 """
-import hashlib
 import json
 import os
 
 import numpy as np
 from tqdm import tqdm
+
+from config import require
 
 MOTIFS = {      # consensus sequences in IUPAC letters
     "BRE": "SSRCGCC",                       # Lagrange et al., 1998; just before the TATA box
@@ -129,6 +130,11 @@ def write_text(path, text):
         f.write(text)
 
 
+def title(seed):
+    """-> the first line of genome.fa: how the toy world's files are told from a user's own"""
+    return f">toy_contig_1 invented by dna/toy.py with seed {seed}\n"
+
+
 def write(folder, seed):
     """Write the raw files. Test examples are cut from a genome of their own, whose genes are in no
     other file."""
@@ -146,7 +152,7 @@ def write(folder, seed):
         lines = []
         for i in range(0, len(part), 10):
             text = "".join(part[i:i + 10].ravel())
-            lines.append(f">toy_contig_{i // 10 + 1} invented\n")
+            lines.append(f">toy_contig_{i // 10 + 1} invented\n" if i else title(seed))
             lines += [text[j:j + 80] + "\n" for j in range(0, len(text), 80)]
         write_text(f"{folder}/{name}.fa", "".join(lines))
 
@@ -164,24 +170,14 @@ def write(folder, seed):
 
 def files(folder, seed):
     """-> the toy world's files in `folder`, by prepare.py's keys: dna, english, tasks. They are
-    written unless they are there; README.txt says what they were made from."""
-    title = "The toy world: invented data."
-    with open(__file__, "rb") as f:
-        version = hashlib.sha256(f.read()).hexdigest()[:12]
-    about = (f"{title} dna/toy.py (version {version}) made it, with seed {seed}, {GENES:,} genes "
-             f"and {TEST_GENES:,} to test on. Delete this folder to have it made again.\n")
-
-    readme, found = f"{folder}/README.txt", ""
-    if os.path.exists(readme):
-        with open(readme, encoding="utf-8") as f:
-            found = f.read()
-    if found != about:
-        if os.path.isdir(folder) and os.listdir(folder) and not found.startswith(title):
-            raise ValueError(f"{folder}: holds other files than the toy world's: move it away, or "
-                             "choose another data_dir")
-        write_text(readme, title)       # not the whole text until all is written
-        write(folder, seed)
-        write_text(readme, about)
+    written unless they are there, so that a student may change them."""
+    if os.path.exists(folder):
+        with open(f"{folder}/genome.fa", encoding="utf-8") as f:
+            require(f.readline() == title(seed), f"{folder}: not the toy world of seed {seed}: move "
+                    "it away, and it will be made, or choose another data_dir")
+    else:
+        write(f"{folder}.part", seed)       # if this is interrupted, there is no `folder`
+        os.rename(f"{folder}.part", folder)
     return {"dna": (f"{folder}/genome.fa",), "english": (f"{folder}/english.txt",),
             "tasks": tuple(f"{folder}/{task}" for task in TASKS)}
 

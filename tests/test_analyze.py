@@ -76,12 +76,14 @@ def test_read_sequences(tmp_path, monkeypatch, name, text, expected):
 
 @pytest.mark.parametrize("text,message", [
     ("", "an empty file"),
-    ("ACGTACGT\n", "neither FASTA nor a table whose first line names one column sequence"),
-    ("@read\nACGT\n+\nIIII\n", "neither FASTA nor a table"),
-    ("name,label\na,1\n", "it is 'name,label'"),
+    ("ACGTACGT\n", "the first line of a table names one column sequence, and here it is 'ACGTACGT'"),
+    ("@read\nACGT\n+\nIIII\n", "the first line of a table names one column sequence"),
+    ("name,label\na,1\n", "here it is 'name,label'"),
     ("sequence,name\nACGT\n", "line 2: 1 fields, not 2"),
     ("sequence\n", "no rows"),
-    ("sequence,name\nACGT,a\n,b\n", "b: no sequence"),
+    ("sequence,name\nACGT,a\n,b\n", "line 3: the sequence is missing ('')"),
+    ("sequence,name\nACGT,a\nNA,b\n", "line 3: the sequence is missing ('NA')"),
+    ("sequence,name\nACGT,a\nnan,b\n", "line 3: the sequence is missing ('nan')"),
     (">a\nACGT\n>b\n", "b: no sequence"),
     (">a\nACGT\nMKL\n", "line 3: 'L' is no nucleotide"),
     (";\nACGT\n", "line 2: not FASTA"),

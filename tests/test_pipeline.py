@@ -103,7 +103,7 @@ def test_whole_way(tmp_path):
     ("instruct.py", ["--init_from=none", "--tasks=good.json", "--eval_tasks=other.json"],
      "none/best.pt: no such checkpoint"),
     ("instruct.py", ["--tasks=half.json", "--eval_tasks=other.json"],
-     "half.json: record 1: no output"),
+     "half.json: example 1: no output"),
     ("-m", ["tools.tokens", "show", "none.json", "ACGT"], "none.json"),
 ])
 def test_one_clear_line(tmp_path, script, args, message):

@@ -16,8 +16,8 @@ from dna.read import read_alpaca, reverse_complement
 from prepare import PrepareConfig, documents, reservoir_sample
 
 
-def read_examples(*paths, **keys):
-    return prepare.collect_tasks(PrepareConfig(tasks=tuple(map(str, paths)), **keys))
+def read_tasks(*paths, **keys):
+    return prepare.read_tasks(PrepareConfig(tasks=tuple(map(str, paths)), **keys))
 
 
 def documents_of(data_dir):
@@ -147,7 +147,7 @@ def test_a_tokenizer_that_loses_text_is_refused(tmp_path):
     write(tmp_path / "wavy.csv", "sequence,label\n" + "".join(f"{s},{x}\n" for s, x in rows))
     with pytest.raises(ValueError, match="wavy.train.json: the tokenizer loses '~'"):
         prepare.main([*args, f"--english={good}", f"--tasks={tmp_path}/wavy.csv"])
-    assert not os.path.exists(tmp_path / "data")
+    assert not os.listdir(tmp_path / "data")
     prepare.main([*args, f"--english={good}"])
     assert sorted(sum(documents_of(tmp_path / "data")[0].values(), [])) == sorted(prose + ["End."])
 
@@ -171,7 +171,7 @@ def test_tasks_as_text(tmp_path):
                    for doc in docs)
     assert all(text[dna] == 1 for dna, _ in train) and not any(text[dna] for dna, _ in dev)
     assert sorted(os.listdir(tmp_path / "data" / "tasks")) == [
-        ".prepared", "sequences.fa", "task.dev.json", "task.train.json"]
+        "sequences.fa", "task.dev.json", "task.train.json"]
 
 
 def test_gue_tasks(tmp_path):
@@ -182,7 +182,7 @@ def test_gue_tasks(tmp_path):
     table(tmp_path / "GUE/mine/enhancers", {"test": [(d, "weak"), (e, "strong")]})
     prepare.main([f"--tasks={tmp_path}/GUE", f"--data_dir={tmp_path}/data"])
     folder = tmp_path / "data/tasks"
-    files = {name: read_alpaca(str(folder / name)) for name in os.listdir(folder) if name[0] != "."}
+    files = {name: read_alpaca(str(folder / name)) for name in os.listdir(folder)}
     assert sorted(files) == ["enhancers.test.json", "splice_reconstructed.dev.json",
                              "splice_reconstructed.train.json", "tf_3.train.json"]
     splice = files["splice_reconstructed.train.json"] + files["splice_reconstructed.dev.json"]
@@ -198,24 +198,23 @@ def test_gue_tasks(tmp_path):
 
 def test_a_line_says_how_each_task_is_read(tmp_path, capsys):
     path = table(tmp_path / "prom_300_all", {"train": some_rows(30), "test": some_rows(4, 1)})
-    read_examples(path)
+    read_tasks(path)
     assert capsys.readouterr().out == ("prom_300_all: promoter detection; 0 = Non-promoter, "
                                        "1 = promoter; 30 train, 4 test\n")
 
 
-def test_templates(tmp_path):
-    """Training rows have several, scored rows the paper's; one is in no row."""
+def test_wordings(tmp_path):
+    """Training rows have several, scored rows the paper's."""
     rows = some_rows(200)
     path = table(tmp_path / "prom_300_all", {"train": rows[:100], "dev": rows[100:]})
-    files = read_examples(path, seed=3)
+    files = read_tasks(path, seed=3)
     asked = {name: Counter(r["instruction"] for r in records) for name, records in files.items()}
     train, dev = asked["prom_300_all.train.json"], asked["prom_300_all.dev.json"]
-    assert len(train) == len(tasks.TEMPLATES) == 4 and min(train.values()) > 10
+    assert len(train) == len(tasks.WORDINGS) == 4 and min(train.values()) > 10
     paper = ("Determine promoter detection of following dna sequence, The result will be one of the "
              "following: Non-promoter, promoter.")
     assert list(dev) == [paper] and paper in train
-    assert tasks.HELD_OUT_TEMPLATE not in tasks.TEMPLATES
-    assert read_examples(path, seed=3) == files
+    assert read_tasks(path, seed=3) == files
 
 
 @pytest.mark.parametrize("folder,name,what,words,either_strand", [
@@ -238,12 +237,12 @@ def test_templates(tmp_path):
 ])
 def test_task_names(tmp_path, folder, name, what, words, either_strand):
     path = table(tmp_path / folder, {"train": some_rows(10)})
-    (file, records), = read_examples(path).items()
+    (file, records), = read_tasks(path).items()
     assert file == f"{name}.train.json"
     assert records[0]["task"] == name and records[0]["choices"] == words
     assert [r["output"] for r in records] == words[:2] * 5
     assert all(any(r["instruction"] == t.format(what=what, choices=", ".join(words))
-                   for t in tasks.TEMPLATES) for r in records)
+                   for t in tasks.WORDINGS) for r in records)
     assert all(r.get("either_strand", False) == either_strand for r in records)
 
 
@@ -256,7 +255,7 @@ def test_task_json_names_the_task(tmp_path):
         f"{s},{x}.0\n" for s, x in some_rows(40, 1)))
     write(tmp_path / "enhancers.task.json", json.dumps(about))
     write(tmp_path / "enhancers/task.json", "not this one")
-    files = read_examples(folder, single)
+    files = read_tasks(folder, single)
     assert sorted(files) == ["enhancers.dev.json", "enhancers.train.json", "tf_3.train.json"]
     for records in files.values():
         assert records[0]["choices"] == ["weak", "strong", "super"] and records[0]["either_strand"]
@@ -265,41 +264,41 @@ def test_task_json_names_the_task(tmp_path):
     write(tmp_path / "tf/3/task.json", '{"asks": "strength", "labels": {"0": "weak"}}')
     with pytest.raises(ValueError, match=r"train.csv: line \d+: the label '1' is none of 0: name all "
                                          "labels in .*tf/3/task.json"):
-        read_examples(folder)
+        read_tasks(folder)
     write(tmp_path / "tf/3/task.json", '{"asks": "strength"}')
-    assert read_examples(folder)["tf_3.train.json"][0]["choices"] == ["0", "1"]
+    assert read_tasks(folder)["tf_3.train.json"][0]["choices"] == ["0", "1"]
 
 
 def test_labels_of_gue_are_known(tmp_path):
     path = table(tmp_path / "prom_300_all", {"train": [(random_dna(50), 0), (random_dna(50, 1), 7)]})
     with pytest.raises(ValueError, match="line 3: the label '7' is none of 0, 1: name all labels in"):
-        read_examples(path)
+        read_tasks(path)
 
 
 def test_one_table_is_split(tmp_path):
     path = write(tmp_path / "enhancers.tsv", "id\tsequence\tlabel\n" + "".join(
         f"{i}\t{random_dna(40, i)}\t{'strong' if i % 2 else 'weak'}\n" for i in range(100)))
-    files = read_examples(path)
+    files = read_tasks(path)
     assert {name: len(records) for name, records in files.items()} == {
         "enhancers.train.json": 90, "enhancers.dev.json": 10}
     assert files["enhancers.train.json"][0]["task"] == "enhancers"
     assert len({r["input"] for records in files.values() for r in records}) == 100
     few = write(tmp_path / "few.csv", "sequence,label\n" + "ACGT,0\nACGA,1\n" * 9)
     with pytest.raises(ValueError, match="18 rows are too few"):
-        read_examples(few)
+        read_tasks(few)
 
 
 def test_splits_that_do_not_agree(tmp_path):
     path = table(tmp_path / "x", {"train": [(random_dna(50, i), i) for i in range(2)],
                                   "test": [(random_dna(50, 9), "one")]})
     with pytest.raises(ValueError, match="test.csv: line 2: no training row has label 'one'"):
-        read_examples(path)
+        read_tasks(path)
 
 
 def test_two_tasks_of_one_name(tmp_path):
     a, b = (table(tmp_path / folder / "x", {"train": some_rows(10)}) for folder in "ab")
     with pytest.raises(ValueError, match="b/x: a second task named x.train.json: rename one"):
-        read_examples(a, b)
+        read_tasks(a, b)
 
 
 # -- leaks
@@ -310,15 +309,15 @@ def test_overlapping_rows_are_left_out_of_training(tmp_path, capsys):
     x = table(tmp_path / "x", {"train": [(a, 0), (b, 1)], "test": [(c, 0)]})
     y = table(tmp_path / "y", {"train": [(a[5:40], 0), (reverse_complement(c)[3:30], 1), (c + d, 0)],
                                "dev": [(d, 1)]})
-    files = read_examples(x, y)
+    files = read_tasks(x, y)
     assert "y.train.json: 2 of 3 rows overlap with a scored row: left out" in capsys.readouterr().out
     assert [r["input"] for r in files["y.train.json"]] == [a[5:40]]
     assert len(files["x.train.json"]) == 2
-    assert len(read_examples(x, y, keep_overlaps=True)["y.train.json"]) == 3
+    assert len(read_tasks(x, y, keep_overlaps=True)["y.train.json"]) == 3
     assert "2 of 3 rows overlap with a scored row: kept" in capsys.readouterr().out
     z = table(tmp_path / "z", {"train": [(e, 0), (c, 1)], "test": [(e + a, 0)]})
     with pytest.raises(ValueError, match="z.train.json: all rows overlap with scored rows"):
-        read_examples(x, z)
+        read_tasks(x, z)
 
 
 def test_alpaca_files_are_searched_too(tmp_path, capsys):
@@ -327,7 +326,7 @@ def test_alpaca_files_are_searched_too(tmp_path, capsys):
     mine = write(tmp_path / "mine.jsonl", "".join(
         json.dumps(record("Is it a gene?", s)) + "\n" for s in (a.lower(), b, "Hello")))
     chat = write(tmp_path / "chat.test.json", json.dumps([record("Is it a gene?", "Hello")]))
-    files = read_examples(mine, x, chat)
+    files = read_tasks(mine, x, chat)
     assert [r["input"] for r in files["mine.json"]] == [b]
     assert "mine.json: 2 of 3 rows overlap with a scored row: left out" in capsys.readouterr().out
     assert sorted(files) == ["chat.test.json", "mine.json", "x.test.json"]
@@ -354,7 +353,7 @@ def test_a_path_given_twice(tmp_path, link):
 # -- nothing half-written, nothing of others replaced
 
 def test_failure_leaves_the_folder_as_it_was(toy, tmp_path):
-    before, beside = listing(f"{toy}/data"), sorted(os.listdir(toy))
+    before, names = listing(f"{toy}/data"), sorted(os.listdir(f"{toy}/data"))
     protein = write(tmp_path / "p.fa", ">ok\n" + random_dna(50_000) + "\n>p\nMKLV\n")
     tiny = write(tmp_path / "t.fa", ">ok\n" + random_dna(500) + "\n")
     for args, error in [([f"--dna={protein}"], "p.fa: line 4: 'L' is no nucleotide"),
@@ -371,7 +370,7 @@ def test_failure_leaves_the_folder_as_it_was(toy, tmp_path):
                         ([f"--dna={tiny}", "--tokenizer=none.json"], "none.json")]:
         with pytest.raises((ValueError, OSError), match=error):
             prepare.main(merge(f"--data_dir={toy}/data", *args))
-        assert listing(f"{toy}/data") == before and sorted(os.listdir(toy)) == beside
+        assert listing(f"{toy}/data") == before and sorted(os.listdir(f"{toy}/data")) == names
 
 
 def test_a_second_run_replaces_the_first(tmp_path):
@@ -381,11 +380,9 @@ def test_a_second_run_replaces_the_first(tmp_path):
     prepare.main([f"--tasks={x}", f"--data_dir={data}"])
     write(data / "tasks/scores/kmer.json", "{}")
     write(data / "notes.txt", "my notes")
-    write(tmp_path / "mine.part/keep.txt", "not prepare.py's")
     prepare.main([f"--tasks={y}", f"--data_dir={data}"])
-    assert sorted(os.listdir(data)) == ["notes.txt", "tasks"]
-    assert [name for name in os.listdir(data / "tasks") if name[0] != "."] == ["y.train.json"]
-    assert os.path.exists(tmp_path / "mine.part/keep.txt")
+    assert sorted(os.listdir(data)) == ["meta.json", "notes.txt", "tasks"]
+    assert os.listdir(data / "tasks") == ["y.train.json"]
     dna = fasta(tmp_path / "g.fa", [random_dna(1000, i) for i in range(300)])
     for seed in (1, 2):
         prepare.main([f"--dna={dna}", f"--data_dir={data}", f"--seed={seed}", "--val_fraction=0.2"])
@@ -399,8 +396,8 @@ def test_files_of_others_are_not_replaced(tmp_path):
     write(tmp_path / "other/tokenizer.json", "{}")
     write(tmp_path / "other/meta.txt", "")
     before = listing(tmp_path)
-    for args, error in [(["mine", f"--tasks={x}"], "mine/tasks: prepare.py did not write this"),
-                        (["other", f"--dna={dna}"], "other/tokenizer.json: prepare.py did not write")]:
+    for args, error in [(["mine", f"--tasks={x}"], "mine: tasks, but no meta.json: prepare.py did not"),
+                        (["other", f"--dna={dna}"], "other: tokenizer.json, but no meta.json")]:
         with pytest.raises(ValueError, match=error):
             prepare.main([f"--data_dir={tmp_path}/{args[0]}", *args[1:]])
     assert listing(tmp_path) == before

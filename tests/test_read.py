@@ -12,9 +12,9 @@ from collections import Counter
 
 import pytest
 
-from dna.read import (check_labels, clean_dna, clean_input, clean_label, find_tables,
-                      read_alpaca, read_fasta, read_lines, read_paragraphs, read_table,
-                      read_task_json, reverse_complement)
+from dna.read import (BLOCK, canonical, clean_dna, clean_input, clean_label, dna_runs, is_dna,
+                      read_alpaca, read_dna, read_fasta, read_lines, read_paragraphs, read_table,
+                      reverse_complement, stretches)
 
 
 def write(path, content):
@@ -24,6 +24,14 @@ def write(path, content):
 
 def random_dna(n, seed=0):
     return "".join(random.Random(seed).choices("ACGT", k=n))
+
+
+def read_records(path):
+    return list(read_fasta(read_lines(path), path))
+
+
+def rows_of(path, labelled=True):
+    return read_table(read_lines(path), path, labelled)
 
 
 def refused(function, *args):
@@ -77,7 +85,7 @@ def test_a_pipe(tmp_path):
         out, into = os.pipe()
         writer = threading.Thread(target=lambda: (os.write(into, content), os.close(into)))
         writer.start()
-        assert list(read_fasta(f"/dev/fd/{out}")) == [("a", ""), ("a", "ACGTACGTAC")]
+        assert read_records(f"/dev/fd/{out}") == [("a", "ACGTACGTAC")]
         writer.join()
         os.close(out)
 
@@ -88,7 +96,7 @@ def test_a_pipe(tmp_path):
     (codecs.BOM_UTF8, "an empty file"),
     (b" \n\r\n \n", "an empty file"),
     (b"one\ncaf\xe9 au lait\n", "line 1 or after: not utf-8 text"),
-    (b"PK\x03\x04\x14\x00\x00", "line 1: zero bytes: not a text file"),
+    (b"PK\x03\x04\x14\x00\x00", "a zip archive or an Excel file: unpack it, or save the table as CSV"),
     ("ACGT\n".encode("utf-16-le"), "line 1: zero bytes"),
     (gzip.compress(random_dna(9000).encode())[:1000], "damaged or cut short"),
     (bz2.compress(random_dna(9000).encode())[:1000], "damaged or cut short"),
@@ -172,15 +180,33 @@ def test_clean_input_refused():
 
 def test_fasta(tmp_path):
     """Several records, wrapped lines, lower case, N, other codes, RNA, Windows lines, an empty one,
-    comments, gaps, the same name twice"""
-    path = write(tmp_path / "x.fa", "; old comment\n>one first\r\nACGTACGTac\r\ngtNNNNNACGTRTTTTTTTT"
-                 "\r\n\r\n>two\r\n>three\r\n;in between\r\nacguacguu\r\nACGT\r\n>three\nAC--GT..XACGT\n")
-    stats = Counter()
-    records = [("one first", ""), ("one first", "ACGTACGTACGT"), ("one first", "TTTTTTTT"),
-               ("two", ""), ("three", ""), ("three", "ACGTACGTTACGT"), ("three", "")]
-    assert list(read_fasta(path, stats)) == records
-    assert stats == {"records": 4, "N": 6, "other ambiguous letters": 1, "gaps": 4,
-                     "bases in stretches under 8": 12}
+    comments, gaps, the same name twice, no name"""
+    path = write(tmp_path / "x.fa", "; old comment\n>one  first\r\nACGTACGTac\r\ngtNNNNNACGTRTTTTTTTT"
+                 "\r\n\r\n>two\r\n>three\r\n;in between\r\nacguacguu\r\nACGT\r\n>three\nAC--GT..XACGT\n"
+                 "> \nGG\n")
+    assert read_records(path) == [
+        ("one first", "ACGTACGTACGTNNNNNACGTRTTTTTTTT"), ("two", ""), ("three", "ACGTACGTTACGT"),
+        ("three", "ACGTNACGT"), ("line 13", "GG")]
+    counts = Counter()
+    assert list(read_dna(path, counts)) == ["ACGTACGTACGT", "TTTTTTTT", "ACGTACGTTACGT"]
+    assert counts == {"records": 5, "N": 6, "other ambiguous letters": 1, "gaps": 4,
+                      "bases in stretches under 8": 14}
+
+
+def test_stretches():
+    assert stretches("ACGTACGTNACGTACGNACGTACGTAC") == ["ACGTACGT", "ACGTACGTAC"]
+    assert stretches("") == stretches("NNNNNNNN") == stretches("acgtacgtac") == []
+
+
+def test_what_is_dna():
+    assert is_dna("A") and is_dna("ACGTRYN") and not is_dna("") and not is_dna("ACGT U")
+    assert is_dna("ACGTACGT", 8) and not is_dna("ACGTACG", 8) and not is_dna("ACGTACGT\n", 8)
+    assert dna_runs("Is ACGTN or GGGGGG it?", 5) == ["ACGTN", "GGGGGG"]
+
+
+def test_canonical():
+    dna = random_dna(99)
+    assert canonical(dna) == canonical(reverse_complement(dna)) in (dna, reverse_complement(dna))
 
 
 @pytest.mark.parametrize("width", [61, 60, 10 ** 9])
@@ -189,24 +215,25 @@ def test_long_records_come_in_blocks(tmp_path, width):
     dna = random_dna(350_000)
     path = write(tmp_path / "x.fa", ">chr\n" + "\n".join(
         dna[i:i + width] for i in range(0, len(dna), width)) + "\n")
-    assert [text for _, text in read_fasta(path)][1:] == [
-        dna[i:i + 16_000] for i in range(0, len(dna), 16_000)]
+    assert list(read_dna(path, Counter())) == [dna[i:i + BLOCK] for i in range(0, len(dna), BLOCK)]
+    assert read_records(path) == [("chr", dna)]
 
 
 def test_a_long_name_is_not_sequence(tmp_path):
     path = write(tmp_path / "x.fa", ">" + "ACGT" * 10_000 + "\nACGTACGTAC\n")
-    assert [text for _, text in read_fasta(path)] == ["", "ACGTACGTAC"]
+    assert list(read_dna(path, Counter())) == ["ACGTACGTAC"]
 
 
 @pytest.mark.parametrize("text,message", [
-    (">p\nMKVLAAGIVGLLLAQWERTY\n", "line 2: 'L' is no nucleotide: is this protein?"),
-    (">p\n" + "ACGTACGTAC" * 5000 + "\nMKVLA\n", "line 3: 'L' is no nucleotide"),
+    (">p\nMKLVAAGIVGLLLAQWERTY\n", "line 2: 'L' is no nucleotide: is this protein?"),
+    (">p\n" + "ACGTACGTAC" * 5000 + "\nMKLVA\n", "line 3: 'L' is no nucleotide"),
     ("ACGTACGT\n", "line 1: not FASTA"),
     ("@read\nACGT\n+\nIIII\n", "line 1: not FASTA"),
+    ("; nothing else\n", "no records"),
 ])
 def test_fasta_refused(tmp_path, text, message):
     path = write(tmp_path / "x.fa", text)
-    assert f"{path}: {message}" in refused(read_fasta, path)
+    assert f"{path}: {message}" in refused(read_dna, path, Counter())
 
 
 # -- tables
@@ -221,22 +248,30 @@ def test_fasta_refused(tmp_path, text, message):
     "sequence, label\nACGU, 1\nT T T T, 0\n",
 ])
 def test_tables(tmp_path, text):
-    rows = read_table(write(tmp_path / "x.csv", text))
-    assert [(sequence, label) for sequence, label, _ in rows] == [("ACGT", "1"), ("TTTT", "0")]
+    rows = rows_of(write(tmp_path / "x.csv", text))
+    assert [(row.sequence, row.label) for row in rows] == [("ACGT", "1"), ("TTTT", "0")]
+    assert [(row.name, row.label) for row in rows_of(f"{tmp_path}/x.csv", labelled=False)] == [
+        ("1", ""), ("2", "")]
     numbers = [i for i, line in enumerate(text.splitlines(), start=1) if line][1:]
-    assert [where for *_, where in rows] == [f"{tmp_path}/x.csv: line {i}" for i in numbers]
+    assert [row.where for row in rows] == [f"{tmp_path}/x.csv: line {i}" for i in numbers]
 
 
 def test_long_fields(tmp_path):
     dna = random_dna(300_000)
     path = write(tmp_path / "x.csv", f"note,sequence,label\n{'n' * 200_000},{dna},1\nn,ACGT,0\n")
-    assert [row[:2] for row in read_table(path)] == [(dna, "1"), ("ACGT", "0")]
+    assert [(row.sequence, row.label) for row in rows_of(path)] == [(dna, "1"), ("ACGT", "0")]
+
+
+def test_names_of_rows(tmp_path):
+    path = write(tmp_path / "x.csv", "ID,sequence\n x  1,ACGT\n,TTTT\n")
+    assert [(row.name, row.sequence) for row in rows_of(path, labelled=False)] == [
+        ("x 1", "ACGT"), ("2", "TTTT")]
 
 
 @pytest.mark.parametrize("text,message", [
-    ("id,label\nACGT,1\n", "the first line should name one column sequence and one column label"),
-    ("ACGT,1\nACGT,0\n", "the first line should name"),
-    ("sequence,seq,label\nACGT,ACGT,1\n", "the first line should name one column"),
+    ("id,label\nACGT,1\n", "the first line of a table names one column sequence and one column label, and here it is 'id,label'"),
+    ("ACGT,1\nACGT,0\n", "the first line of a table names"),
+    ("sequence,seq,label\nACGT,ACGT,1\n", "the first line of a table names one column"),
     ("sequence,label\n", "no rows"),
     ("sequence,label\nACGT,\n", "line 2: the label is missing ('')"),
     ("sequence,label\n,1\n", "line 2: the sequence is missing ('')"),
@@ -255,67 +290,16 @@ def test_long_fields(tmp_path):
 ])
 def test_tables_refused(tmp_path, text, message):
     path = write(tmp_path / "train.csv", text)
-    assert f"{path}: {message}" in refused(read_table, path)
+    assert f"{path}: {message}" in refused(rows_of, path)
 
 
 def test_labels():
     spellings = {"1": "1", "1.0": "1", "01": "1", "+1": "1", "-1": "-1", "0.0": "0", "1.": "1",
                  "weak": "weak", "A1.0": "A1.0", "1-2": "1-2", "none": "none"}
     assert {label: clean_label(label, "here") for label in spellings} == spellings
-    for labels in (["+", "-"], ["-1", "1"], ["1-2", "12"], ["A+", "A-"], ["none", "weak"]):
-        check_labels({"train": [("ACGT", label, "x") for label in labels]})
 
 
-@pytest.mark.parametrize("train,dev,message", [
-    (["weak", "Weak"], [], "train 1: the label 'Weak' is spelled 'weak' elsewhere"),
-    (["True", "False"], ["TRUE"], "dev 0: the label 'TRUE' is spelled 'True' elsewhere"),
-    (["non promoter", "promoter"], ["non-promoter"], "dev 0: the label 'non-promoter' is spelled"),
-    (["0", "1"], ["0", "2"], "dev 1: no training row has label '2'"),
-    (["1", "1"], [], "train 1: all training rows up to here have the same label"),
-    (list(map(str, range(60))), [], "train 50: more than 50 labels"),
-    ([], ["a", "A"], "dev 1: the label 'A' is spelled 'a'"),
-])
-def test_labels_refused(train, dev, message):
-    splits = {split: [("ACGT", label, f"{split} {i}") for i, label in enumerate(labels)]
-              for split, labels in (("train", train), ("dev", dev)) if labels}
-    assert message in refused(check_labels, splits)
-
-
-def test_find_tables(tmp_path):
-    for name in ("a/train.csv", "a/valid.tsv.gz", "a/notes.csv", "b[1]/c/TEST.CSV", "d/e.csv"):
-        os.makedirs(os.path.dirname(tmp_path / name), exist_ok=True)
-        write(tmp_path / name, "x")
-    if os.path.exists(tmp_path / "b[1]/c/test.csv"):
-        pytest.skip("a file system that does not tell case")
-    assert find_tables(str(tmp_path)) == {f"{tmp_path}/a": {
-        "train": f"{tmp_path}/a/train.csv", "dev": f"{tmp_path}/a/valid.tsv.gz"}}
-    assert find_tables(f"{tmp_path}/d/e.csv") == {f"{tmp_path}/d/e": {"all": f"{tmp_path}/d/e.csv"}}
-    assert "no task" in refused(find_tables, f"{tmp_path}/d")
-    assert "a split of a task: give its folder" in refused(find_tables, f"{tmp_path}/a/train.csv")
-    write(tmp_path / "a/dev.csv", "x")
-    assert "two tables of dev rows" in refused(find_tables, str(tmp_path))
-
-
-def test_task_json(tmp_path):
-    path = write(tmp_path / "task.json", '{"asks": " strength", "labels": {"0": "weak", "1.0": "b"}}')
-    assert read_task_json(path) == ("strength", {"0": "weak", "1": "b"}, False)
-    path = write(tmp_path / "task.json", '\ufeff{"asks": "strength", "either_strand": true}')
-    assert read_task_json(path) == ("strength", {}, True)
-
-
-@pytest.mark.parametrize("text", [
-    "[]", '"x"', "{}", '{"asks": ""}', '{"asks": 3}', '{"asks": "a", "label": {"0": "b"}}',
-    '{"asks": "a", "labels": ["b", "c"]}', '{"asks": "a", "labels": {"0": "b", "1": "b"}}',
-    '{"asks": "a", "labels": {"0": ""}}', '{"asks": "a", "labels": {"0": 1}}',
-    '{"asks": "a", "either_strand": "yes"}'])
-def test_task_json_refused(tmp_path, text):
-    path = write(tmp_path / "task.json", text)
-    assert refused(read_task_json, path).startswith(f'{path}: write {{"asks": "enhancer strength"')
-    assert "line 2, column 1: broken JSON" in refused(
-        read_task_json, write(tmp_path / "task.json", "{\n"))
-
-
-# -- Alpaca records
+# -- Alpaca examples
 
 GOOD = {"instruction": "Say it.", "input": "", "output": "It."}
 
@@ -348,10 +332,10 @@ def test_alpaca_without_output(tmp_path, capsys):
     records = [GOOD, GOOD | {"output": ""}, GOOD | {"output": " \n"}, GOOD | {"output": None}]
     path = write(tmp_path / "x.json", json.dumps(records))
     assert read_alpaca(path) == [GOOD]
-    assert f"{path}: 3 of 4 records have no output, and are left out" in capsys.readouterr().out
+    assert f"{path}: 3 of 4 examples have no output, and are left out" in capsys.readouterr().out
 
 
-def test_dna_of_alpaca_records_is_cleaned(tmp_path):
+def test_dna_of_examples_is_cleaned(tmp_path):
     records = [GOOD | {"input": text} for text in ("acgtacgtac", "ACGUACGUACG\nUACG", "A cat sat.")]
     assert [r["input"] for r in read_alpaca(write(tmp_path / "x.json", json.dumps(records)))] == [
         "ACGTACGTAC", "ACGTACGTACGTACG", "A cat sat."]
@@ -360,26 +344,26 @@ def test_dna_of_alpaca_records_is_cleaned(tmp_path):
 @pytest.mark.parametrize("text,message", [
     ('[{"instruction": "a", "output": "b"},\n {"instruction": }]', "line 2, column 18: broken JSON"),
     ('{"instruction": "a", "output": "b"}\n{"instruction"\n', "line 2, column 15: broken JSON"),
-    ('[{"instruction": "a", "output": "b"}, {"instruction": "a"}]', "record 2: no output"),
-    ('[{"output": "a"}]', "record 1: no instruction"),
-    ('[{"instruction": " ", "output": "a"}]', "record 1: no instruction"),
-    ('[{"instruction": "a", "output": ""}]', "no records with an output"),
-    ('{"id": "seed", "instruction": "a", "instances": []}', "record 1: no output: an Alpaca record"),
-    ('[1]', "record 1: not an object"),
-    ('[]', "no records"),
-    ('[{"instruction": "a", "output": "b", "input": ["c"]}]', "record 1: its input is not text"),
-    ('[{"instruction": "a", "output": {"b": 1}}]', "record 1: its output is not text"),
-    ('[{"instruction": "a", "output": "\\ud800"}]', "record 1: its output is not text"),
+    ('[{"instruction": "a", "output": "b"}, {"instruction": "a"}]', "example 2: no output"),
+    ('[{"output": "a"}]', "example 1: no instruction"),
+    ('[{"instruction": " ", "output": "a"}]', "example 1: no instruction"),
+    ('[{"instruction": "a", "output": ""}]', "no examples with an output"),
+    ('{"id": "seed", "instruction": "a", "instances": []}', "example 1: no output: an Alpaca example"),
+    ('[1]', "example 1: not an object"),
+    ('[]', "no examples"),
+    ('[{"instruction": "a", "output": "b", "input": ["c"]}]', "example 1: its input is not text"),
+    ('[{"instruction": "a", "output": {"b": 1}}]', "example 1: its output is not text"),
+    ('[{"instruction": "a", "output": "\\ud800"}]', "example 1: its output is not text"),
     ('[{"instruction": "a", "output": "b", "choices": ["c"]}]', "'b' is not among its choices"),
     ('[{"instruction": "a", "output": "b", "choices": "abc"}]', "its choices are not a list"),
-    ('[{"instruction": "a", "output": "b", "choices": [["b"]]}]', "its choices are not a list"),
+    ('[{"instruction": "a", "output": "b", "choices": [["b"]]}]', "a choice is not text"),
     ('[{"instruction": "a", "output": "b", "choices": ["b", "b"]}]', "are not all different"),
-    ('[{"instruction": "a", "output": "b", "task": 7}]', "its task is not text"),
+    ('[{"instruction": "a", "output": "b", "task": [7]}]', "its task is not text"),
     ('[{"instruction": "a", "output": "b", "either_strand": "yes"}]', "its either_strand is not"),
     ('[{"instruction": "a", "output": "b", "input": "acgtacgtacgtacgtacgtacgtacg-"}]',
-     "record 1: '-' is no nucleotide: remove the gaps"),
+     "example 1: '-' is no nucleotide: remove the gaps"),
     ('{\n "data": [\n]}', "line 1, column 2: broken JSON"),
-    ('{"data": []}', "record 1: no instruction"),
+    ('{"data": []}', "example 1: no instruction"),
 ])
 def test_alpaca_refused(tmp_path, text, message):
     path = write(tmp_path / "x.json", text)

@@ -1,17 +1,17 @@
 """Prompts, templates, leaks, and the rows that records become."""
 import json
 import os
+import time
 
 import numpy as np
 import pytest
 
-import instruct
 from bpe import Tokenizer
 from conftest import LETTERS, random_dna, record
-from dna.read import reverse_complement
-from dna.tasks import (alpaca_parts, alpaca_prompt, find_files, find_leaks, fold, is_scored,
-                       overlapping, read_examples, without_leaks)
-from instruct import InstructConfig, encode_prompts, encode_rows
+from dna.read import TableRow, reverse_complement
+from dna.tasks import (alpaca_parts, alpaca_prompt, check_labels, find_files, find_leaks, find_tables,
+                       fold, is_scored, overlapping, read_description, read_examples)
+from instruct import encode_prompts, encode_rows
 
 # -- the prompt
 
@@ -60,11 +60,18 @@ def test_encode_prompts(tok):
 
 # -- leaks
 
-@pytest.mark.parametrize("seed", range(5))
-def test_overlapping_equals_brute_force(seed):
+def brute_force(train, scored):
+    return {i for i, t in enumerate(train) if any(
+        t in h or t in reverse_complement(h) or h in t or reverse_complement(h) in t for h in scored)}
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("letters", ["ACGTN", "ACGTRYN", "AC"])
+def test_overlapping_equals_brute_force(seed, letters):
     """Sequences cut from a short genome, so that many overlap, some of them with N."""
     rng = np.random.default_rng(seed)
-    genome = "".join(rng.choice(list("ACGTN"), p=[.25, .24, .25, .25, .01], size=400))
+    p = np.array([.25, .24, .25, .25] + [.01] * (len(letters) - 4))[:len(letters)]
+    genome = "".join(rng.choice(list(letters), p=p / p.sum(), size=400))
 
     def cut(n):
         for start, length, strand in zip(rng.integers(380, size=n), rng.integers(20, 80, size=n),
@@ -74,14 +81,39 @@ def test_overlapping_equals_brute_force(seed):
                 yield reverse_complement(piece) if strand else piece
 
     train, scored = list(cut(150)), list(cut(30))
-    expected = {i for i, t in enumerate(train) if any(
-        t in h or t in reverse_complement(h) or h in t or reverse_complement(h) in t
-        for h in scored)}
+    expected = brute_force(train, scored)
     assert overlapping(train, scored) == expected and 10 < len(expected) < 140
     assert overlapping(train, []) == overlapping([], scored) == set()
 
 
-def test_leaks_of_alpaca_records():
+def test_overlapping_in_repeats():
+    """Sequences whose windows are all alike"""
+    train = ["A" * n for n in range(20, 60)] + ["AC" * n for n in range(10, 30)] + ["A" * 19 + "C"]
+    scored = ["A" * 30 + "C" + "A" * 30, "T" * 40, "ACAC" * 8]
+    assert overlapping(train, scored) == brute_force(train, scored)
+
+
+def test_overlapping_tells_ambiguous_letters_apart():
+    """N and A look alike to the search, and not to the comparison that follows it."""
+    dna = random_dna(60)
+    assert overlapping([dna[:30] + "N" + dna[31:]], [dna[:30] + "A" + dna[31:]]) == set()
+    assert overlapping([dna[5:30] + "R" + dna[31:40]], [dna[:30] + "R" + dna[31:]]) == {0}
+    assert overlapping([dna[5:30] + "R"], [reverse_complement(dna[:30] + "R" + dna[31:])]) == {0}
+
+
+def test_overlapping_takes_time_that_grows_with_the_rows():
+    """A primer that all rows share does not make every pair of rows a candidate."""
+    rng = np.random.default_rng(0)
+    primer = random_dna(20)
+    rows = [primer + "".join(row) for row in rng.choice(list("ACGT"), size=(33_000, 40))]
+    train, scored = rows[:30_000], rows[30_000:]
+    train[5], train[9] = scored[7], scored[3][3:-5]
+    started = time.perf_counter()
+    assert overlapping(train, scored) == {5, 9}
+    assert time.perf_counter() - started < 10        # compared pair by pair, it takes minutes
+
+
+def test_leaks_of_examples():
     a, b, c = (random_dna(60, seed) for seed in range(3))
     scored = [record("Is it?", a), record("Count to 3."), record("Which?", "ACGTAC", task="x"),
               record("What is he?", "A tall man.", task="talk"), record("Hello", task="talk")]
@@ -112,7 +144,77 @@ def test_what_is_scored():
     assert {name: is_scored(name) for name in names} == names
 
 
-# -- records
+# -- tables and their labels
+
+def check(splits):
+    """{split: labels} -> check_labels() of rows that have them"""
+    check_labels({split: [TableRow("", "ACGT", label, f"{split} {i}") for i, label in enumerate(labels)]
+                  for split, labels in splits.items() if labels})
+
+
+@pytest.mark.parametrize("labels", [["+", "-"], ["-1", "1"], ["1-2", "12"], ["A+", "A-"], ["none", "weak"]])
+def test_labels(labels):
+    check({"train": labels})
+
+
+@pytest.mark.parametrize("train,dev,message", [
+    (["weak", "Weak"], [], "train 1: the label 'Weak' is spelled 'weak' elsewhere"),
+    (["True", "False"], ["TRUE"], "dev 0: the label 'TRUE' is spelled 'True' elsewhere"),
+    (["non promoter", "promoter"], ["non-promoter"], "dev 0: the label 'non-promoter' is spelled"),
+    (["0", "1"], ["0", "2"], "dev 1: no training row has label '2'"),
+    (["1", "1"], [], "train 1: all training rows up to here have the same label"),
+    (list(map(str, range(60))), [], "train 50: more than 50 labels"),
+    ([], ["a", "A"], "dev 1: the label 'A' is spelled 'a'"),
+])
+def test_labels_refused(train, dev, message):
+    with pytest.raises(ValueError, match=message):
+        check({"train": train, "dev": dev})
+
+
+def test_find_tables(tmp_path):
+    for name in ("a/train.csv", "a/valid.tsv.gz", "a/notes.csv", "b[1]/c/TEST.CSV", "d/e.csv"):
+        os.makedirs(os.path.dirname(tmp_path / name), exist_ok=True)
+        (tmp_path / name).write_text("x")
+    if os.path.exists(tmp_path / "b[1]/c/test.csv"):
+        pytest.skip("a file system that does not tell case")
+    assert find_tables(str(tmp_path)) == {f"{tmp_path}/a": {
+        "train": f"{tmp_path}/a/train.csv", "dev": f"{tmp_path}/a/valid.tsv.gz"}}
+    assert find_tables(f"{tmp_path}/d/e.csv") == {f"{tmp_path}/d/e": {"all": f"{tmp_path}/d/e.csv"}}
+    with pytest.raises(ValueError, match="no task"):
+        find_tables(f"{tmp_path}/d")
+    with pytest.raises(ValueError, match="a split of a task: give its folder"):
+        find_tables(f"{tmp_path}/a/train.csv")
+    (tmp_path / "a/dev.csv").write_text("x")
+    with pytest.raises(ValueError, match="two tables of dev rows"):
+        find_tables(str(tmp_path))
+
+
+@pytest.mark.parametrize("text,task", [
+    ('{"asks": " strength", "labels": {"0": "weak", "1.0": "b"}}', ("strength", {"0": "weak", "1": "b"}, False)),
+    ('\ufeff{"asks": "strength", "either_strand": true}', ("strength", {}, True))])
+def test_task_json(tmp_path, text, task):
+    (tmp_path / "task.json").write_text(text, encoding="utf-8")
+    assert read_description(str(tmp_path / "task.json")) == task
+
+
+@pytest.mark.parametrize("text", [
+    "[]", '"x"', "{}", '{"asks": ""}', '{"asks": 3}', '{"asks": "a", "label": {"0": "b"}}',
+    '{"asks": "a", "labels": ["b", "c"]}', '{"asks": "a", "labels": {"0": "b", "1": "b"}}',
+    '{"asks": "a", "labels": {"0": ""}}', '{"asks": "a", "labels": {"0": 1}}',
+    '{"asks": "a", "either_strand": "yes"}'])
+def test_task_json_refused(tmp_path, text):
+    (tmp_path / "task.json").write_text(text)
+    with pytest.raises(ValueError, match='task.json: write {"asks": "enhancer strength"'):
+        read_description(str(tmp_path / "task.json"))
+
+
+def test_broken_task_json(tmp_path):
+    (tmp_path / "task.json").write_text("{\n")
+    with pytest.raises(ValueError, match="line 2, column 1: broken JSON"):
+        read_description(str(tmp_path / "task.json"))
+
+
+# -- examples
 
 GOOD = {"instruction": "Say it.", "output": "It."}
 
@@ -124,22 +226,13 @@ def test_task_names(tmp_path):
     assert [r["task"] for r in records] == ["own", "x", "plain"]
 
 
-def test_folders_of_tables_are_scored(tmp_path):
-    """As GUE has them: the test rows, or the dev rows, asked in the first template."""
-    for name in ("EMP/H3/train", "EMP/H3/dev", "tf/0/dev", "tf/0/test"):
-        path = tmp_path / "GUE" / f"{name}.csv"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        dna = {"train": "AAA", "dev": "GGG", "test": "TTT"}[path.stem] + "ACGTACGT"
-        path.write_text(f"sequence,label\n{dna},0\n{dna},1\n")
-    records = read_examples([str(tmp_path / "GUE")])
-    assert [(r["task"], r["input"][:3], r["output"]) for r in records] == [
-        ("EMP_H3", "GGG", "No Mark"), ("EMP_H3", "GGG", "Mark"),
-        ("tf_0", "TTT", "Background Sequences"), ("tf_0", "TTT", "Binding Sites")]
-    with pytest.raises(ValueError, match="GUE: a folder: let prepare.py"):
-        instruct.records_to_tune(InstructConfig(tasks=(str(tmp_path / "GUE"),)), [])
-    os.remove(tmp_path / "GUE" / "EMP" / "H3" / "dev.csv")
-    with pytest.raises(ValueError, match="H3: no test.csv or dev.csv"):
-        read_examples([str(tmp_path / "GUE")])
+@pytest.mark.parametrize("name", ["x", "x/train.csv", "x/train.csv.gz", "x/dev.tsv"])
+def test_tables_are_for_prepare(tmp_path, name):
+    os.makedirs(tmp_path / "x", exist_ok=True)
+    if name != "x":
+        (tmp_path / name).write_text("sequence,label\nACGTACGT,0\n")
+    with pytest.raises(ValueError, match=f"{name}: not an Alpaca file: run prepare.py --tasks="):
+        read_examples([str(tmp_path / name)])
 
 
 def test_files_are_found_once(tmp_path):
@@ -150,17 +243,6 @@ def test_files_are_found_once(tmp_path):
         [f"{tmp_path}/./a.json", b, odd]
     with pytest.raises(FileNotFoundError, match="none.json: no such file: run prepare.py"):
         find_files([a, f"{tmp_path}/none.json"])
-
-
-def test_scored_rows_are_not_tuned_on(capsys):
-    def record(text):
-        return {"instruction": "Say it.", "input": text, "output": "x"}
-
-    test = [record("AACGTTTG"), record("prose"), {"instruction": "Sing.", "input": "", "output": "x"}]
-    train = [record("CAAACGTT"), record("AACGTTTG"), record("prose"), record("AACGTTTGA"),
-             {"instruction": "Sing.", "input": "", "output": "y"}, {"instruction": "Talk.", "input": "", "output": "y"}]
-    assert without_leaks(train, test) == [train[3], train[5]]
-    assert "4 of 6 rows are in eval_tasks too" in capsys.readouterr().out
 
 
 # -- rows

@@ -13,7 +13,7 @@ import config
 import prepare
 from conftest import listing
 from dna import toy as toy_world
-from dna.read import read_alpaca, read_fasta, reverse_complement
+from dna.read import read_alpaca, read_dna, reverse_complement
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(config.__file__)))
 
@@ -57,7 +57,7 @@ def test_no_leaks(toy):
     def windows(sequence):
         return {sequence[i:i + 40] for i in range(len(sequence) - 39)}
 
-    training = [text for _, text in read_fasta(f"{toy}/data/raw/genome.fa")]
+    training = list(read_dna(f"{toy}/data/raw/genome.fa", Counter()))
     testing = set()
     for name in os.listdir(f"{toy}/data/tasks"):
         if name.endswith(".train.json"):
@@ -73,32 +73,28 @@ def test_same_seed_same_files(few_genes, tmp_path):
         toy_world.files(f"{tmp_path}/{folder}", seed)
     a, b, c = ([listing(tmp_path / folder)[path] for path in sorted(listing(tmp_path / folder))]
                for folder in "abc")
-    assert a == b and a != c and len(a) == len(c) == 16
+    assert a == b and a != c and len(a) == len(c) == 15
 
 
-def test_files_are_made_once_and_for_each_seed(few_genes, tmp_path, monkeypatch):
-    """A student may change them; another seed, or another generator, makes them again."""
+def test_files_are_made_once(few_genes, tmp_path):
+    """A student may change them; those of another seed are not taken for them."""
     folder = f"{tmp_path}/raw"
     assert toy_world.files(folder, 1) == {
         "dna": (f"{folder}/genome.fa",), "english": (f"{folder}/english.txt",),
         "tasks": tuple(f"{folder}/{task}" for task in toy_world.TASKS)}
-    first = listing(folder)
     with open(f"{folder}/english.txt", "a") as f:
         f.write("\nMy own line.\n")
     toy_world.files(folder, 1)
     assert open(f"{folder}/english.txt").read().endswith("My own line.\n")
-    toy_world.files(folder, 2)
-    assert listing(folder)[f"{folder}/genome.fa"] != first[f"{folder}/genome.fa"]
-    monkeypatch.setattr(toy_world, "GENES", 20)
-    toy_world.files(folder, 2)
-    assert open(f"{folder}/genome.fa").read().count(">") == 2
+    with pytest.raises(ValueError, match="raw: not the toy world of seed 2: move it away"):
+        toy_world.files(folder, 2)
 
 
 def test_files_of_others_are_left_alone(few_genes, tmp_path):
     os.makedirs(tmp_path / "data/raw")
     (tmp_path / "data/raw/genome.fa").write_text(">mine\nACGT\n")
     before = listing(tmp_path)
-    with pytest.raises(ValueError, match="raw: holds other files than the toy world's"):
+    with pytest.raises(ValueError, match="raw: not the toy world of seed 1337"):
         prepare.main([f"--data_dir={tmp_path}/data"])
     assert listing(tmp_path) == before
 
@@ -130,5 +126,5 @@ def test_as_a_command(tmp_path):
     assert done.stdout == "wrote data/toy/raw; next: python prepare.py\n"
     with open(tmp_path / "data/toy/raw/tf/task.json") as f:
         assert json.load(f)["labels"]["1"] == "Binding Sites"
-    with open(tmp_path / "data/toy/raw/README.txt") as f:
-        assert f.read().startswith("The toy world: invented data.")
+    with open(tmp_path / "data/toy/raw/genome.fa") as f:
+        assert f.readline() == ">toy_contig_1 invented by dna/toy.py with seed 1337\n"

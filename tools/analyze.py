@@ -22,54 +22,26 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from bpe import SHORTEST
 from config import replacing, require
-from dna.read import (IUPAC, SEQUENCE, SHORTEST, clean_dna, read_lines,
-                      reverse_complement, split_table)
-from dna.tasks import is_dna
+from dna.read import (clean_dna, is_dna, read_fasta, read_lines, read_table, reverse_complement,
+                      stretches)
 from instruct import encode_prompts
 
 # ----------------------------------------------------------------------------------------------
 # Files
 
 def read_sequences(path, shortest=1):
-    """-> list of (name, sequence); ambiguous letters stay in it. The name is that of the record, or
-    in a table what its column `name` or `id` says, or the number of the row."""
+    """A FASTA file or a table -> list of (name, sequence), ambiguous letters in it"""
     path = "/dev/stdin" if path == "-" else path
     lines = [(number, line) for number, line in read_lines(path) if not line.isspace()]
-    found = (read_records if lines[0][1].startswith((">", ";")) else read_rows)(lines, path)
-    for name, sequence in found:
+    if lines[0][1].startswith((">", ";")):
+        named = list(read_fasta(lines, path))
+    else:
+        named = [(row.name, row.sequence) for row in read_table(lines, path, labelled=False)]
+    for name, sequence in named:
         require(len(sequence) >= shortest, f"{path}: {name}: no sequence")
-    return found
-
-
-def read_records(lines, path):
-    found = []
-    for number, line in lines:
-        where = f"{path}: line {number}"
-        if line.startswith(">"):
-            found.append((" ".join(line[1:].split()), []))
-        elif not line.startswith(";"):
-            require(found, f"{where}: not FASTA: a record begins with > and its name")
-            found[-1][1].append(clean_dna(line, where))
-    require(found, f"{path}: no records")
-    return [(name, "".join(parts)) for name, parts in found]
-
-
-def read_rows(lines, path):
-    # the columns
-    header, columns, rows = split_table(lines, path)
-    sequences = [i for i, name in enumerate(columns) if name in SEQUENCE]
-    names = [i for i, name in enumerate(columns) if name in ("name", "id")]
-    require(len(sequences) == 1, f"{path}: neither FASTA nor a table whose first line names one "
-            f"column sequence: it is {header.strip()[:80]!r}")
-
-    # the rows
-    found = []
-    for where, row in rows:
-        name = " ".join(row[names[0]].split()) if names else str(len(found) + 1)
-        found.append((name, clean_dna(row[sequences[0]], where)))
-    require(found, f"{path}: no rows below the names of the columns")
-    return found
+    return named
 
 
 @contextmanager
@@ -276,7 +248,7 @@ def explain(model, tok, path, question, output):
     # a file, or a sequence
     require(os.path.exists(path) or path == "-" or not path.isalpha() or len(path) >= SHORTEST,
             f"{path}: neither a file nor DNA of {SHORTEST} bases or more")
-    typed = not os.path.exists(path) and re.fullmatch(f"[{IUPAC}U]{{{SHORTEST},}}", path.upper())
+    typed = not os.path.exists(path) and is_dna(path.upper().replace("U", "T"), SHORTEST)
     found = [("sequence", clean_dna(path, "explain"))] if typed else read_sequences(path)
 
     table = [tsv("name", "label", "position", "base", *"ACGT")]
@@ -315,9 +287,9 @@ def total_bits(model, tok, sequence):
 
 def stretches_bits(model, tok, sequence):
     """-> total bits of the stretches between ambiguous letters, each a document, and their bases"""
-    stretches = re.findall(f"[ACGT]{{{SHORTEST},}}", sequence)
-    bits = math.fsum(total_bits(model, tok, s) for s in stretches) if stretches else math.nan
-    return bits, sum(map(len, stretches))
+    found = stretches(sequence)
+    bits = math.fsum(total_bits(model, tok, s) for s in found) if found else math.nan
+    return bits, sum(map(len, found))
 
 
 def score(model, tok, path, question, output):
