@@ -1,19 +1,19 @@
 """
-Pretraining: data order, optimizer, schedule, evaluation, several GPUs; the log, checkpoints and
-model folders.
+Pretraining, told in the order in which things happen: data, optimizer, evaluation,
+steps, the run's log, checkpoints and model folders.
 
-    python train.py                                           # the toy world, after prepare.py
+    python train.py                                     # the toy world, after prepare.py
     python train.py config/laptop.toml --max_steps=500
-    python train.py config/laptop.toml --resume               # continue a run that was stopped
+    python train.py config/laptop.toml --resume         # continue a run that was stopped
     torchrun --nproc_per_node=4 train.py config/gpt2.toml
 
 It writes to out_dir:
 
-    last.pt, best.pt    the newest checkpoint, and the one with the lowest validation loss
-    log.jsonl           a line per logged step and per evaluation
-    config.json, tokenizer.json
+    last.pt, best.pt    the newest checkpoint, and the one with the lowest validation
+    loss log.jsonl           a line per logged step and per evaluation config.json,
+    tokenizer.json
 
-Shapes: B batch, T time (tokens). instruct.py tunes with the same fit().
+instruct.py tunes with the same fit(). Shapes: B batch, T time (tokens).
 """
 import contextlib
 import glob
@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 import config
 from bpe import Tokenizer
+from config import require
 from config.machine import find_machine, should_compile
 from model import GPT, GPTConfig, load_checkpoint, save_checkpoint
 
@@ -48,7 +49,7 @@ class RunConfig:
     dropout: float = 0.0            # share of activations zeroed in training
     log_interval: int = 10          # steps between lines of the log
     device: str = "auto"            # auto, cpu, cuda, cuda:1, mps
-    dtype: str = "auto"             # auto, float32, bfloat16: autocast; weights stay float32
+    dtype: str = "auto"             # of matrix products: auto, float32, bfloat16
     seed: int = 1337                # of the weights, the data order and dropout
     resume: bool = False            # continue from last.pt in out_dir
 
@@ -61,32 +62,33 @@ class TrainConfig(RunConfig):
     n_head: int = 4                 # attention heads per block
     n_embd: int = 128               # channels
     block_size: int = 160           # context length, in tokens
-    kmer: int = 0                   # length of k-mers that have embeddings, as 6; 0: plain GPT-2
+    kmer: int = 0                   # length of k-mers with embeddings; 0: plain GPT-2
     gradient_accumulation_steps: int = 1    # micro-batches per step, over all processes
     max_steps: int = 300            # steps of the optimizer
-    optimizer: str = "muon"         # muon (the blocks' matrices; AdamW for the rest) or adamw
+    optimizer: str = "muon"         # muon (blocks' matrices; AdamW for others) or adamw
     learning_rate: float = 6e-3     # the highest, after the warmup; about 2e-3 for adamw
     eval_interval: int = 100        # steps between evaluations, each with a checkpoint
     compile: str = "auto"           # auto, yes, no: torch.compile
 
 
-# ----------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Data
 
 def read_data(data_dir):
-    """Read what prepare.py wrote besides the bins, and check them all against it.
+    """Read what prepare.py wrote besides the bins, and check the bins against it.
 
-    -> (meta.json, the tokenizer). Of meta.json, modalities is {name: the unit of its size}
+    -> (the content of meta.json, the tokenizer). ValueError if they do not fit together.
     """
     path = os.path.join(data_dir, "meta.json")
     if not os.path.exists(path):
-        raise FileNotFoundError(f"{path}: no such file: run prepare.py --data_dir={data_dir} first")
+        raise FileNotFoundError(f"{path}: no such file: run prepare.py "
+                                f"--data_dir={data_dir} first")
     try:
         with open(path, encoding="utf-8") as f:
             meta = json.load(f)
         sizes = {name: b["tokens"] * np.dtype(meta["dtype"]).itemsize
                  for name, b in meta["bins"].items()}
-        for name, unit in meta["modalities"].items():
+        for name, unit in meta["modalities"].items():       # each has a bin and a size
             meta["bins"][f"val_{name}.bin"][f"{unit}s"]
         sha256 = meta["tokenizer_sha256"]
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -95,9 +97,9 @@ def read_data(data_dir):
     tok = Tokenizer.load(os.path.join(data_dir, "tokenizer.json"), sha256)
     for name, size in sizes.items():
         path = os.path.join(data_dir, name)
-        if os.path.getsize(path) != size:
-            raise ValueError(f"{path}: {os.path.getsize(path):,} bytes, but meta.json says {size:,}: "
-                             "cut short? Run prepare.py again")
+        require(os.path.getsize(path) == size,
+                f"{path}: {os.path.getsize(path):,} bytes, but meta.json says {size:,}: "
+                "cut short? Run prepare.py again")
     return meta, tok
 
 
@@ -109,16 +111,16 @@ def open_bin(data_dir, name, meta):
 
 
 class Windows:
-    """Training rows: the text in windows of T tokens, every one once before any comes again, in each
-    epoch in a new order and from a new offset. Row k is a function of the seed and k alone, so there
-    is no state to checkpoint."""
+    """The training text in windows of T tokens. Each epoch visits every window once, in
+    a new order and from a new offset. Row k depends on the seed and k alone, so there is
+    no state to checkpoint."""
 
     def __init__(self, ids, block_size, seed):
         self.ids, self.T, self.seed = ids, block_size, seed
-        self.n = (len(ids) - 1) // block_size - 1       # one less, to leave room for the offset
-        if self.n < 1:
-            raise ValueError(f"train.bin has {len(ids):,} tokens, too few for "
-                             f"block_size={block_size}: prepare more text")
+        # one window less, to leave room for the offset
+        self.n = (len(ids) - 1) // block_size - 1
+        require(self.n >= 1, f"train.bin has {len(ids):,} tokens, too few for "
+                f"block_size={block_size}: prepare more text")
         self.epoch = None
 
     def rows(self, first, count):
@@ -135,65 +137,52 @@ class Windows:
         out = torch.from_numpy(out)
         return out[:, :-1], out[:, 1:]
 
-
-def total_nats(model, ids, cfg, machine, eot):
-    """The loss of a whole validation bin, every token once, in consecutive windows of block_size.
-    <|endoftext|> is read but not counted: it is our separator, not part of the text.
-    -> (sum of nats, tokens counted), over all processes"""
-    T = model.config.block_size
-    # 4,096 tokens at once: logits of more, not compiled, would take more memory than training
-    rows = min(cfg.batch_size, max(1, 4096 // T))
-    n_windows = math.ceil(max(0, len(ids) - 1) / T)
-    nats = tokens = 0.0
-    for first in range(machine.rank * rows, n_windows, machine.world * rows):
-        # one shape throughout: the last windows are padded with targets of -1
-        found = ids[first * T:(first + rows) * T + 1].astype(np.int64)
-        part = np.pad(found, (0, rows * T + 1 - len(found)), constant_values=-1)
-        idx, targets = (torch.from_numpy(x).view(rows, T) for x in (part[:-1], part[1:]))
-        targets = targets.masked_fill(targets == eot, -1)
-
-        # the model gives the mean over the targets
-        count = (targets != -1).sum().item()
-        with machine.autocast():
-            nats += model(*machine.to_device([idx.clamp(min=0), targets]))[1].item() * count
-        tokens += count
-    return machine.sum(nats, tokens)
+    def micro_batches(self, step, cfg, machine):
+        """-> the micro-batches of a step (0, 1, ...) that this process computes"""
+        first = step * cfg.gradient_accumulation_steps
+        mine = range(machine.rank, cfg.gradient_accumulation_steps, machine.world)
+        return [self.rows((first + m) * cfg.batch_size, cfg.batch_size) for m in mine]
 
 
-# ----------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Optimizer and schedule
 
 def make_optimizers(model, cfg, machine):
-    """-> a list of optimizers. With optimizer=muon, Muon has the matrices of the blocks; AdamW has
-    the rest, with weight decay for matrices and embeddings, without for biases and LayerNorms."""
-    if cfg.optimizer not in ("muon", "adamw"):
-        raise ValueError(f"optimizer={cfg.optimizer} is not one of muon, adamw")
-    hidden = {name: p for name, p in model.transformer.h.named_parameters()
-              if p.dim() == 2 and cfg.optimizer == "muon"}
-    in_muon = {id(p) for p in hidden.values()}
-    rest = [p for p in model.parameters() if id(p) not in in_muon]
-    groups = [{"params": [p for p in rest if p.dim() >= 2], "weight_decay": cfg.weight_decay},
-              {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0}]
+    """-> a list of optimizers. With optimizer=muon, Muon has the matrices of the blocks.
+    AdamW has all else, with weight decay for matrices and embeddings, without for biases
+    and LayerNorms."""
+    require(cfg.optimizer in ("muon", "adamw"),
+            f"optimizer={cfg.optimizer} is not one of muon, adamw")
+    matrices = {name: p for name, p in model.transformer.h.named_parameters()
+                if p.dim() == 2 and cfg.optimizer == "muon"}
+    in_muon = {id(p) for p in matrices.values()}
+    in_adamw = [p for p in model.parameters() if id(p) not in in_muon]
+    groups = [{"params": [p for p in in_adamw if p.dim() >= 2],
+               "weight_decay": cfg.weight_decay},
+              {"params": [p for p in in_adamw if p.dim() < 2], "weight_decay": 0.0}]
     optimizers = [torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=(0.9, 0.95),
                                     fused=machine.device.type in ("cuda", "cpu"))]
-    if hidden:
-        optimizers.append(Muon(hidden, cfg.learning_rate, cfg.weight_decay, machine.dtype))
+    if matrices:
+        optimizers.append(Muon(matrices, cfg.learning_rate, cfg.weight_decay,
+                               machine.dtype))
     return optimizers
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/): the momentum of a
-    matrix is made orthogonal before it is applied, so that no direction dominates the update.
+    """Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/): the
+    momentum of a matrix is made orthogonal before it is applied, so that no direction
+    dominates the update.
 
-    Unlike torch.optim.Muon it treats c_attn as the three matrices that it is (query, key, value) and
-    multiplies in the dtype that the machine is fast at. An update has an RMS of 0.2 times the learning
-    rate, about that of AdamW, so that both can share one (Liu et al., 2025, "Muon is scalable for LLM
-    training"). hidden: {name: matrix}
+    Unlike torch.optim.Muon it treats c_attn as the three matrices that it is (query,
+    key, value), and multiplies in the dtype that the machine is fast at. An update has
+    an RMS of 0.2 times the learning rate, about that of AdamW, so that both can share
+    one (Liu et al., 2025, "Muon is scalable for LLM training"). matrices: {name: matrix}
     """
 
-    def __init__(self, hidden, lr, weight_decay, dtype, momentum=0.95):
-        super().__init__(list(hidden.values()), {"lr": lr, "weight_decay": weight_decay})
-        self.parts = [3 if name.endswith("c_attn.weight") else 1 for name in hidden]
+    def __init__(self, matrices, lr, weight_decay, dtype, momentum=0.95):
+        super().__init__(list(matrices.values()),
+                         {"lr": lr, "weight_decay": weight_decay})
+        self.parts = [3 if name.endswith("c_attn.weight") else 1 for name in matrices]
         self.dtype, self.momentum = dtype, momentum
 
     @torch.no_grad()
@@ -205,15 +194,16 @@ class Muon(torch.optim.Optimizer):
             if not state:
                 state["momentum"] = torch.zeros_like(p)
             momentum = state["momentum"].lerp_(p.grad, 1 - self.momentum)
-            update = p.grad.lerp(momentum, self.momentum)       # Nesterov: one step ahead
+            # Nesterov: one step ahead
+            update = p.grad.lerp(momentum, self.momentum)
             update = update.view(parts, -1, p.size(1)).to(self.dtype)
             updates[update.shape[1:]].append((p, update))
 
         # matrices of the same shape are orthogonalized together, which is faster
         for shape, members in updates.items():
             params, parts = zip(*members)
-            orthogonal = orthogonalize(torch.cat(parts)).split([len(part) for part in parts])
-            # an orthogonal matrix has an RMS of 1 / sqrt(its longer side): bring it to 0.2
+            orthogonal = orthogonalize(torch.cat(parts)).split(list(map(len, parts)))
+            # bring the RMS of an orthogonal matrix, 1 / sqrt(its longer side), to 0.2
             scale = 0.2 * math.sqrt(max(shape))
             for p, update in zip(params, orthogonal):
                 p.mul_(1 - group["lr"] * group["weight_decay"])
@@ -221,86 +211,182 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(x, steps=5):
-    """Bring the singular values of each matrix to about 1 (0.7 to 1.2) and keep its singular
-    vectors, by the Newton-Schulz iteration, which consists of products only. The three coefficients
-    are Jordan's; they make small singular values grow fast.
+    """Bring the singular values of each matrix to about 1 (0.7 to 1.2) and keep its
+    singular vectors, by the Newton-Schulz iteration, which consists of products only.
+    The three coefficients are Jordan's; they make small singular values grow fast.
 
     x: (number of matrices, rows, columns) -> the same shape
     """
-    tall = x.size(1) > x.size(2)
-    if tall:
+    is_tall = x.size(1) > x.size(2)
+    if is_tall:
         x = x.mT
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)       # no singular value above 1
     for _ in range(steps):
         a = x @ x.mT
         x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
-    return x.mT if tall else x
+    return x.mT if is_tall else x
 
 
 def learning_rate(step, cfg):
-    """Linear warmup over warmup_steps, then linear decay to zero at max_steps; step: 0, 1, ..."""
+    """Linear warmup over warmup_steps, then linear decay to zero at max_steps.
+    step: 0, 1, ..."""
     if step < cfg.warmup_steps:
         return cfg.learning_rate * (step + 1) / cfg.warmup_steps
-    return cfg.learning_rate * (cfg.max_steps - step) / max(1, cfg.max_steps - cfg.warmup_steps)
+    return (cfg.learning_rate * (cfg.max_steps - step)
+            / max(1, cfg.max_steps - cfg.warmup_steps))
 
 
-# ----------------------------------------------------------------------------------------------
-# Starting a run, or resuming it
+# --------------------------------------------------------------------------------------
+# Evaluation
 
-def open_out_dir(cfg, machine, tokenizer):
-    """Make out_dir a complete model folder: config and tokenizer beside the checkpoints to come.
-    ValueError rather than overwriting an unfinished run."""
-    path = os.path.join(cfg.out_dir, "last.pt")
-    if os.path.exists(path) and not cfg.resume:
-        state = load_checkpoint(path)[1]
-        if state["step"] < state["config"]["max_steps"]:
-            raise ValueError(f"{cfg.out_dir} holds a run at step {state['step']} of "
-                             f"{state['config']['max_steps']}: continue with --resume, or give "
-                             "another out_dir, or delete this one")
-    machine.barrier()           # all have looked, before one changes it
+def total_nats(model, ids, cfg, machine, eot):
+    """The loss of a whole validation bin: every token once, in consecutive windows of
+    block_size. <|endoftext|> is read but not counted, because it is our separator and
+    not part of the text.
+
+    -> (sum of nats, tokens counted), over all processes
+    """
+    T = model.config.block_size
+    # 4,096 tokens at once: logits of more, not compiled, would take more memory than
+    # training does
+    rows = min(cfg.batch_size, max(1, 4096 // T))
+    n_windows = math.ceil(max(0, len(ids) - 1) / T)
+    nats = tokens = 0.0
+    for first in range(machine.rank * rows, n_windows, machine.world * rows):
+        # one shape throughout: the last windows are padded with targets of -1
+        text = ids[first * T:(first + rows) * T + 1].astype(np.int64)
+        text = np.pad(text, (0, rows * T + 1 - len(text)), constant_values=-1)
+        idx, targets = (torch.from_numpy(x).view(rows, T) for x in (text[:-1], text[1:]))
+        targets = targets.masked_fill(targets == eot, -1)
+
+        # the model gives the mean over the targets
+        count = count_targets((idx, targets))
+        with machine.autocast():
+            loss = model(*machine.to_device([idx.clamp(min=0), targets]))[1]
+        nats += loss.item() * count
+        tokens += count
+    return machine.sum(nats, tokens)
+
+
+def evaluate_bins(model, bins, meta, cfg, machine, eot):
+    """bins: {modality: ids}; meta: the content of meta.json, with the sizes of the bins
+
+    -> {"val_loss": nats per token of all bins, "bits_per_UNIT": ... of each modality,
+    None where its bin is empty}
+    """
+    scores, total, n_tokens = {}, 0.0, 0
+    for name, unit in meta["modalities"].items():
+        nats, tokens = total_nats(model, bins[name], cfg, machine, eot)
+        size = meta["bins"][f"val_{name}.bin"][f"{unit}s"]
+        scores[f"bits_per_{unit}"] = nats / math.log(2) / size if size else None
+        total, n_tokens = total + nats, n_tokens + tokens
+    return {"val_loss": total / n_tokens} | scores
+
+
+# --------------------------------------------------------------------------------------
+# Training
+
+def fit(model, cfg, machine, batches, evaluate, extra, resumed=None,
+        flops_per_step=None):
+    """Train `model` for cfg.max_steps; log, evaluate and save checkpoints in
+    cfg.out_dir.
+
+    batches(step) -> this process's micro-batches, each the arguments of model(): idx,
+        targets, ...
+    evaluate() -> what to log, a dict with "val_loss", the lower the better
+    extra: more fields of every checkpoint (plain tensors, numbers, strings)
+    resumed: the checkpoint to continue from
+    flops_per_step: of all processes; None where unknown, then without mfu
+    """
+    optimizers = make_optimizers(model, cfg, machine)
+    step, best = (resumed["step"], resumed["best"]) if resumed else (0, math.inf)
+    for optimizer, state in zip(optimizers, resumed["optimizers"] if resumed else []):
+        optimizer.load_state_dict(state)
+    ddp_model = wrap_model(model, cfg, machine, cfg.max_steps * (flops_per_step or 0))
+    log = RunLog(model, cfg, machine, extra, resumed, flops_per_step)
+    model.train()
+    with deferred_signals(machine) as signals:
+        while step < cfg.max_steps:
+            # dropout depends on the seed and the step alone (the prime keeps them
+            # apart), so that a resumed run draws the same
+            seed = cfg.seed * 1_000_003 + step
+            torch.manual_seed(seed * machine.world + machine.rank)
+            lr, micro_batches = learning_rate(step, cfg), batches(step)
+            loss = forward_backward(ddp_model, micro_batches, machine)
+            norm = update(model, optimizers, lr, cfg.grad_clip)
+            step += 1
+
+            # ---- training ends here; below is bookkeeping ----
+            is_last = step == cfg.max_steps
+            evaluating = step % cfg.eval_interval == 0 or is_last
+            logging = step % cfg.log_interval == 0 or evaluating
+            # several processes stop together, at a step where they communicate anyway
+            stopping = not is_last and (logging or machine.world == 1) \
+                and machine.sum(len(signals))[0] > 0
+            log.step(step, micro_batches, loss, norm, lr, logging, stopping)
+            if evaluating:
+                val_loss = log.evaluate(step, evaluate)
+                if val_loss < best:
+                    best = val_loss
+                    log.save("best.pt", step=step, best=best)
+            if evaluating or stopping:
+                log.save("last.pt", step=step, best=best,
+                         optimizers=[optimizer.state_dict() for optimizer in optimizers])
+            if stopping:
+                sys.exit(f"stopped at step {step}: --resume continues" if machine.is_main
+                         else 1)
+
+
+def wrap_model(model, cfg, machine, flops):
+    """-> the model wrapped for training: compiled if a run of so many FLOPs is long
+    enough, and in DistributedDataParallel if there are several processes"""
+    compiled = should_compile(cfg, machine, flops)
     if machine.is_main:
-        os.makedirs(cfg.out_dir, exist_ok=True)
-        for name in ("last.pt", "best.pt") if not cfg.resume else ():    # of a finished run
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(os.path.join(cfg.out_dir, name))
-        config.write_json(os.path.join(cfg.out_dir, "config.json"), asdict(cfg))
-        target = os.path.join(cfg.out_dir, "tokenizer.json")
-        with config.replacing(target) as temporary:
-            shutil.copyfile(tokenizer, temporary)
+        dtype = str(machine.dtype).removeprefix("torch.")
+        print(f"{model.num_params():,} parameters on {machine.device}, {dtype}"
+              f"{', compiled' if compiled else ''}")
+    wrapped = torch.compile(model) if compiled else model
+    if torch.distributed.is_initialized():
+        return DistributedDataParallel(wrapped)
+    return wrapped
 
 
-# A resumed run may differ from its beginning in these keys; any other would make it another run.
-# (More max_steps also stretch the schedule of the learning rate.)
-MAY_CHANGE = ("max_steps epochs eval_interval log_interval device dtype compile resume out_dir "
-              "data_dir init_from tasks eval_tasks scores").split()
+def count_targets(batch):
+    """-> how many tokens of a micro-batch have a loss"""
+    return (batch[1] != -1).sum().item()
 
 
-def resume_from(cfg, machine, extra):
-    """-> (model, checkpoint) of out_dir's last.pt. ValueError if it was trained with other settings
-    or on other data. extra: what every checkpoint holds besides; of it, NAME_sha256 are fingerprints
-    of the data and of the tokenizer, which must be the same"""
-    path = os.path.join(cfg.out_dir, "last.pt")
-    model, state = load_checkpoint(path, machine.device, cfg.dropout)
-    for key, value in asdict(cfg).items():
-        began_with = state["config"].get(key)
-        if key not in MAY_CHANGE and began_with != value:
-            raise ValueError(f"{path}: began with {key}={began_with}, not {value}: resume with the "
-                             "configuration that it began with")
-    if machine.is_main and state["step"] >= cfg.max_steps:
-        print(f"{path} is at step {state['step']} already: more max_steps would continue it")
-    for key in [key for key in extra if key.endswith("_sha256")]:
-        if state.get(key) != extra[key]:
-            raise ValueError(f"{path}: began with another {key.removesuffix('_sha256')}: resume with "
-                             "the files that it began with")
-    return model, state
+def forward_backward(ddp_model, micro_batches, machine):
+    """Compute the gradients of a step, one micro-batch at a time -> the loss"""
+    loss = 0.0
+    for i, batch in enumerate(micro_batches):
+        # DDP averages gradients over processes after the last micro-batch only
+        ddp_model.require_backward_grad_sync = i == len(micro_batches) - 1
+        with machine.autocast():
+            part = ddp_model(*machine.to_device(batch))[1] / len(micro_batches)
+        part.backward()
+        loss += part.detach()
+    return loss
 
 
-# ----------------------------------------------------------------------------------------------
-# The log and the checkpoints
+def update(model, optimizers, lr, grad_clip):
+    """Change the weights by their gradients -> the norm of the gradient, before
+    clipping"""
+    for group in [g for optimizer in optimizers for g in optimizer.param_groups]:
+        group["lr"] = lr
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
+    for optimizer in optimizers:
+        optimizer.step()
+    model.zero_grad(set_to_none=True)
+    return norm
+
+
+# --------------------------------------------------------------------------------------
+# The run's log
 
 class RunLog:
-    """Writes log.jsonl, checkpoints and a progress bar. Every process counts tokens, only the main
-    one writes. extra, resumed, flops_per_step: as in train.fit()"""
+    """Writes log.jsonl, checkpoints and a progress bar. Every process counts tokens, the
+    main one writes. extra, resumed, flops_per_step: as in fit()"""
 
     def __init__(self, model, cfg, machine, extra, resumed, flops_per_step):
         self.model, self.cfg, self.machine, self.extra = model, cfg, machine, extra
@@ -316,8 +402,8 @@ class RunLog:
         self.clock = time.perf_counter()
 
     def step(self, step, micro_batches, loss, norm, lr, logging, stopping):
-        """Count a step's tokens; log it, if it is to be logged."""
-        self.new_tokens += sum((targets != -1).sum().item() for _, targets, *_ in micro_batches)
+        """Count a step's tokens, and log the step if it is to be logged."""
+        self.new_tokens += sum(map(count_targets, micro_batches))
         self.steps += 1
         self.bar.update()
         if not (logging or stopping):
@@ -332,10 +418,12 @@ class RunLog:
         # write, and start counting again
         if logging:
             rate = self.steps / (time.perf_counter() - self.clock)
-            known = self.flops_per_step and self.machine.peak
-            mfu = self.flops_per_step * rate / self.machine.peak if known else None
-            self.log(step=step, tokens=self.tokens, loss=loss, lr=lr, grad_norm=norm.item(),
-                     tokens_per_second=new_tokens / self.steps * rate, mfu=mfu)
+            mfu = None
+            if self.flops_per_step and self.machine.peak:
+                mfu = self.flops_per_step * rate / self.machine.peak
+            self.log(step=step, tokens=self.tokens, loss=loss, lr=lr,
+                     grad_norm=norm.item(), mfu=mfu,
+                     tokens_per_second=new_tokens / self.steps * rate)
             self.bar.set_postfix(loss=f"{loss:.3f}")
         self.new_tokens, self.steps, self.clock = 0, 0, time.perf_counter()
 
@@ -348,17 +436,19 @@ class RunLog:
         self.check_finite(step, **{"validation loss": scores["val_loss"]})
         self.log(step=step, **scores)
         if self.machine.is_main:
-            tqdm.write(f"step {step}: " + ", ".join(f"{key} {value:.4f}" for key, value
-                                                    in scores.items() if value is not None))
+            shown = [f"{key} {value:.4f}" for key, value in scores.items()
+                     if value is not None]
+            tqdm.write(f"step {step}: {', '.join(shown)}")
         self.clock = time.perf_counter()
         return scores["val_loss"]
 
     def check_finite(self, step, **values):
-        """Stop, before anything is saved, if the weights are lost."""
+        """Stop before anything is saved if the weights are lost."""
         for name, value in values.items():
-            if not math.isfinite(value):
-                raise ValueError(f"the {name} is {value} at step {step}: try a lower learning_rate or "
-                                 f"a longer warmup; {self.cfg.out_dir} keeps the last good checkpoint")
+            require(math.isfinite(value),
+                    f"the {name} is {value} at step {step}: try a lower learning_rate "
+                    f"or a longer warmup; {self.cfg.out_dir} keeps the last good "
+                    "checkpoint")
 
     def log(self, **line):
         if self.machine.is_main:
@@ -372,31 +462,119 @@ class RunLog:
         path = os.path.join(self.cfg.out_dir, name)
         try:
             with config.replacing(path) as temporary:
-                save_checkpoint(temporary, self.model, tokens=self.tokens, config=asdict(self.cfg),
-                                **self.extra, **state)
+                save_checkpoint(temporary, self.model, tokens=self.tokens,
+                                config=asdict(self.cfg), **self.extra, **state)
         except OSError as e:
-            raise OSError(f"{path}: cannot be written, is the disk full? ({e}) The one before it is "
-                          "intact: free some space and continue with --resume") from None
+            raise OSError(f"{path}: cannot be written, is the disk full? ({e}) "
+                          "The one before it is intact: free some space and continue "
+                          "with --resume") from None
 
 
 def trim_log(path, step):
-    """Drop the lines beyond a checkpoint's step, which the resumed run will write again."""
+    """Drop the lines beyond a checkpoint's step, which the resumed run will write
+    again."""
     kept = []
     if step and os.path.exists(path):
         with open(path, encoding="utf-8") as f:
-            kept = [line for line in f if line.endswith("\n") and json.loads(line)["step"] <= step]
-    with config.replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as f:
-        f.writelines(kept)
+            kept = [line for line in f
+                    if line.endswith("\n") and json.loads(line)["step"] <= step]
+    with config.replacing(path) as temporary:
+        with open(temporary, "w", encoding="utf-8") as f:
+            f.writelines(kept)
 
 
-# ----------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
+# Starting a run, or resuming it
+
+def new_model(cfg, tok, machine, vocab_size=0):
+    """-> a model of random weights for the ids of a tokenizer, or for so many ids"""
+    torch.manual_seed(cfg.seed)
+    model = GPT(GPTConfig(vocab_size or len(tok), cfg.block_size, cfg.n_layer,
+                          cfg.n_head, cfg.n_embd, cfg.dropout, cfg.kmer))
+    if cfg.kmer:
+        model.transformer.kmers.read_vocab(tok.vocab)
+    return model.to(machine.device)
+
+
+def open_out_dir(cfg, machine, tokenizer):
+    """Make out_dir a complete model folder: config and tokenizer beside the checkpoints
+    to come. ValueError rather than overwriting an unfinished run."""
+    path = os.path.join(cfg.out_dir, "last.pt")
+    if os.path.exists(path) and not cfg.resume:
+        state = load_checkpoint(path)[1]
+        require(state["step"] >= state["config"]["max_steps"],
+                f"{cfg.out_dir} holds a run at step {state['step']} of "
+                f"{state['config']['max_steps']}: continue with --resume, or give "
+                "another out_dir, or delete this one")
+    machine.barrier()           # all have looked, before one changes it
+    if machine.is_main:
+        os.makedirs(cfg.out_dir, exist_ok=True)
+        # of a finished run
+        for name in ("last.pt", "best.pt") if not cfg.resume else ():
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(os.path.join(cfg.out_dir, name))
+        config.write_json(os.path.join(cfg.out_dir, "config.json"), asdict(cfg))
+        target = os.path.join(cfg.out_dir, "tokenizer.json")
+        with config.replacing(target) as temporary:
+            shutil.copyfile(tokenizer, temporary)
+
+
+# A resumed run may differ from its beginning in these keys. Any other would make it
+# another run. (More max_steps also stretch the schedule of the learning rate.)
+MAY_CHANGE = ("max_steps epochs eval_interval log_interval device dtype compile resume "
+              "out_dir data_dir init_from tasks eval_tasks scores").split()
+
+
+def resume_from(cfg, machine, extra):
+    """-> (model, checkpoint) of out_dir's last.pt
+
+    extra: more checkpoint fields; those named *_sha256 must match the old run's
+    ValueError if the run began with other settings or other data.
+    """
+    path = os.path.join(cfg.out_dir, "last.pt")
+    model, state = load_checkpoint(path, machine.device, cfg.dropout)
+    for key, value in asdict(cfg).items():
+        began_with = state["config"].get(key)
+        require(key in MAY_CHANGE or began_with == value,
+                f"{path}: began with {key}={began_with}, not {value}: resume with the "
+                "configuration that it began with")
+    for key in [key for key in extra if key.endswith("_sha256")]:
+        require(state.get(key) == extra[key],
+                f"{path}: began with another {key.removesuffix('_sha256')}: resume with "
+                "the files that it began with")
+    if machine.is_main and state["step"] >= cfg.max_steps:
+        print(f"{path} is at step {state['step']} already: more max_steps would "
+              "continue it")
+    return model, state
+
+
+# --------------------------------------------------------------------------------------
+# Model folders
+
+def load_model(folder, device="cpu", dropout=0.0):
+    """Read a folder that train.py, instruct.py or a tool wrote.
+
+    -> (model on `device`, its tokenizer, the whole checkpoint, a dict). The checkpoint
+    has more, as the questions that a model was tuned on.
+    """
+    path = os.path.join(folder, "best.pt")
+    model, state = load_checkpoint(path, device, dropout)
+    sha256 = state.get("tokenizer_sha256")
+    require(sha256, f"{path}: it does not say which tokenizer is its own, as "
+            "checkpoints of train.py, instruct.py and tools/gpt2.py do")
+    return model, Tokenizer.load(os.path.join(folder, "tokenizer.json"), sha256), state
+
+
+# --------------------------------------------------------------------------------------
 # Ctrl-C
 
 @contextlib.contextmanager
 def deferred_signals(machine):
-    """Within, Ctrl-C and SIGTERM are only noted in a list -> that list; the step can be finished and
-    saved. A second Ctrl-C stops at once; not under torchrun, which passes each one on to processes
-    that had it from the terminal."""
+    """Within, Ctrl-C and SIGTERM are only noted in a list, so that a step can be
+    finished and saved -> that list.
+
+    A second Ctrl-C stops at once; not under torchrun, which passes each one on to
+    processes that had it from the terminal."""
     received = []
 
     def note(signum, frame):
@@ -412,107 +590,18 @@ def deferred_signals(machine):
             signal.signal(signum, handler)
 
 
-# ----------------------------------------------------------------------------------------------
-# Training
-
-def fit(model, cfg, machine, batches, evaluate, extra, resumed=None, flops_per_step=None):
-    """Train `model` for cfg.max_steps; log, evaluate and save checkpoints in cfg.out_dir.
-
-    batches(step) -> this process's micro-batches, each the arguments of model(): idx, targets, ...
-    evaluate() -> what to log, a dict with "val_loss", the lower the better
-    extra: what every checkpoint holds besides (plain tensors, numbers, strings)
-    resumed: the checkpoint to continue from
-    flops_per_step: of all processes; None where unknown, then without mfu
-    """
-    optimizers = make_optimizers(model, cfg, machine)
-    step, best = (resumed["step"], resumed["best"]) if resumed else (0, math.inf)
-    for optimizer, state in zip(optimizers, resumed["optimizers"] if resumed else []):
-        optimizer.load_state_dict(state)
-    ddp_model = wrap_model(model, cfg, machine, cfg.max_steps * (flops_per_step or 0))
-    log = RunLog(model, cfg, machine, extra, resumed, flops_per_step)
-    model.train()
-    with deferred_signals(machine) as signals:
-        while step < cfg.max_steps:
-            # learning rate
-            lr = learning_rate(step, cfg)
-            for group in [g for optimizer in optimizers for g in optimizer.param_groups]:
-                group["lr"] = lr
-
-            # forward and backward, one micro-batch at a time; dropout depends on the seed and the
-            # step alone (the prime keeps them apart), so that a resumed run draws the same
-            torch.manual_seed((cfg.seed * 1_000_003 + step) * machine.world + machine.rank)
-            loss, micro_batches = 0.0, batches(step)
-            for i, batch in enumerate(micro_batches):
-                # gradients are averaged over processes with the last one; otherwise this says nothing
-                ddp_model.require_backward_grad_sync = i == len(micro_batches) - 1
-                with machine.autocast():
-                    part = ddp_model(*machine.to_device(batch))[1] / len(micro_batches)
-                part.backward()
-                loss += part.detach()
-
-            # update
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip or math.inf)
-            for optimizer in optimizers:
-                optimizer.step()
-            model.zero_grad(set_to_none=True)
-            step += 1
-
-            # ---- training ends here; the rest is bookkeeping ----
-            last = step == cfg.max_steps
-            evaluating = step % cfg.eval_interval == 0 or last
-            logging = step % cfg.log_interval == 0 or evaluating
-            # several processes stop together, at a step where they communicate anyway
-            stopping = not last and (logging or machine.world == 1) \
-                and machine.sum(len(signals))[0] > 0
-            log.step(step, micro_batches, loss, norm, lr, logging, stopping)
-            if evaluating:
-                val_loss = log.evaluate(step, evaluate)
-                if val_loss < best:
-                    best = val_loss
-                    log.save("best.pt", step=step, best=best)
-            if evaluating or stopping:
-                log.save("last.pt", step=step, best=best,
-                            optimizers=[optimizer.state_dict() for optimizer in optimizers])
-            if stopping:
-                sys.exit(f"stopped at step {step}: --resume continues" if machine.is_main else 1)
-
-
-def wrap_model(model, cfg, machine, flops):
-    """-> the model wrapped for training: compiled if a run of so many FLOPs is long enough, and in
-    DistributedDataParallel if there are several processes"""
-    compiled = should_compile(cfg, machine, flops)
-    if machine.is_main:
-        print(f"{model.num_params():,} parameters on {machine.device}, "
-              f"{str(machine.dtype).removeprefix('torch.')}{', compiled' if compiled else ''}")
-    wrapped = torch.compile(model) if compiled else model
-    return DistributedDataParallel(wrapped) if torch.distributed.is_initialized() else wrapped
-
-
-# ----------------------------------------------------------------------------------------------
-# Model folders
-
-def load_model(folder, device="cpu", dropout=0.0):
-    """Read a folder that train.py, instruct.py or tools/pack.py wrote
-
-    -> (model on `device`, its tokenizer, the whole checkpoint, a dict, with what else is known of the
-    model, such as the questions that it was tuned on)
-    """
-    model, state = load_checkpoint(os.path.join(folder, "best.pt"), device, dropout)
-    tok = Tokenizer.load(os.path.join(folder, "tokenizer.json"), state.get("tokenizer_sha256"))
-    return model, tok, state
-
-
-# ----------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # The run
 
-def tuning_command(cfg, argv):
-    """-> what to run next: tuning on the tasks beside the data, or else the model itself"""
+def command_after(cfg, argv):
+    """-> what to run next: tuning on the tasks beside the data, or else sampling"""
     tasks = os.path.join(glob.escape(cfg.data_dir), "tasks", "*")
     if not glob.glob(f"{tasks}.train.json"):
         return config.next_command("sample", argv, out_dir=cfg.out_dir)
     split = "dev" if glob.glob(f"{tasks}.dev.json") else "test"
     return config.next_command("instruct", argv, init_from=cfg.out_dir,
-                               out_dir=f"{cfg.out_dir}-instruct", tasks=f"{tasks}.train.json",
+                               out_dir=f"{cfg.out_dir}-instruct",
+                               tasks=f"{tasks}.train.json",
                                eval_tasks=f"{tasks}.{split}.json")
 
 
@@ -520,44 +609,34 @@ def main(argv):
     # data and machine
     cfg = config.from_command_line(TrainConfig, "train", argv)
     meta, tok = read_data(cfg.data_dir)
-    windows = Windows(open_bin(cfg.data_dir, "train.bin", meta), cfg.block_size, cfg.seed)
-    bins = {name: open_bin(cfg.data_dir, f"val_{name}.bin", meta) for name in meta["modalities"]}
+    train_ids = open_bin(cfg.data_dir, "train.bin", meta)
+    windows = Windows(train_ids, cfg.block_size, cfg.seed)
+    bins = {name: open_bin(cfg.data_dir, f"val_{name}.bin", meta)
+            for name in meta["modalities"]}
     extra = {"tokenizer_sha256": meta["tokenizer_sha256"],
              "data_sha256": config.file_sha256(os.path.join(cfg.data_dir, "meta.json"))}
     machine = find_machine(cfg)
 
     # model
-    torch.manual_seed(cfg.seed)
-    resumed = None
     if cfg.resume:
         model, resumed = resume_from(cfg, machine, extra)
     else:
-        model = GPT(GPTConfig(vocab_size=meta["vocab_size"], block_size=cfg.block_size,
-                              n_layer=cfg.n_layer, n_head=cfg.n_head, n_embd=cfg.n_embd,
-                              dropout=cfg.dropout, kmer=cfg.kmer)).to(machine.device)
-        if cfg.kmer:
-            model.transformer.kmers.read_vocab(tok.vocab)
+        model, resumed = new_model(cfg, tok, machine), None
     open_out_dir(cfg, machine, os.path.join(cfg.data_dir, "tokenizer.json"))
-    rows_per_step = cfg.batch_size * cfg.gradient_accumulation_steps
 
+    # train
     def batches(step):
-        return [windows.rows(step * rows_per_step + m * cfg.batch_size, cfg.batch_size)
-                for m in range(machine.rank, cfg.gradient_accumulation_steps, machine.world)]
+        return windows.micro_batches(step, cfg, machine)
 
     def evaluate():
-        scores, nats, tokens = {}, 0.0, 0
-        for name, unit in meta["modalities"].items():
-            bin_nats, bin_tokens = total_nats(model, bins[name], cfg, machine, tok.eot)
-            size = meta["bins"][f"val_{name}.bin"][f"{unit}s"]
-            scores[f"bits_per_{unit}"] = bin_nats / math.log(2) / size if size else None
-            nats, tokens = nats + bin_nats, tokens + bin_tokens
-        return {"val_loss": nats / tokens} | scores
+        return evaluate_bins(model, bins, meta, cfg, machine, tok.eot)
 
-    flops_per_step = rows_per_step * cfg.block_size * model.flops_per_token(cfg.block_size)
-    fit(model, cfg, machine, batches, evaluate, extra, resumed, flops_per_step)
+    tokens_per_step = cfg.batch_size * cfg.gradient_accumulation_steps * cfg.block_size
+    fit(model, cfg, machine, batches, evaluate, extra, resumed,
+        tokens_per_step * model.flops_per_token(cfg.block_size))
     machine.close()
     if machine.is_main:
-        print(f"wrote {cfg.out_dir}; next: {tuning_command(cfg, argv)}")
+        print(f"wrote {cfg.out_dir}; next: {command_after(cfg, argv)}")
 
 
 if __name__ == "__main__":

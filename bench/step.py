@@ -1,12 +1,14 @@
 """
-Time a training step: tokens/s, the share of the hardware's peak, memory, where the time goes.
+Time a training step: tokens/s, the share of the hardware's peak, memory, and where the
+time goes.
 
     python -m bench.step config/laptop.toml
     python -m bench.step config/laptop.toml --vs=../another-checkout
     python -m bench.step config/gpt2.toml --undo=residual
 
-Takes the keys of train.py, and trains on random weights that are thrown away. With --vs the same is
-run with the code of this checkout and of another one, interleaved, each time in a new process.
+Takes the keys of train.py, and trains on random weights that are thrown away. With --vs
+the same is run with the code of this checkout and of another one, interleaved, each time
+in a new process.
 """
 import math
 import os
@@ -23,10 +25,11 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import config
+from config import require
 from config.machine import find_machine
-from model import GPT, GPTConfig
-from train import (TrainConfig, Windows, learning_rate, make_optimizers, open_bin,
-                   read_data, wrap_model)
+from model import GPT
+from train import (TrainConfig, Windows, forward_backward, learning_rate,
+                   make_optimizers, new_model, open_bin, read_data, update, wrap_model)
 
 WARMUP, STEPS, ROUNDS = 3, 20, 3
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -34,8 +37,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 @dataclass
 class StepConfig(TrainConfig):
-    vs: str = ""                    # another checkout of this repository, to compare with
-    undo: tuple = ()                # what to do without, to see what it brings: names in UNDO
+    vs: str = ""                    # another checkout of the project, to compare with
+    undo: tuple = ()                # names in UNDO: what to do without, to see its use
     vocab_size: int = 0             # of the model; 0: that of the data
 
 
@@ -59,32 +62,11 @@ UNDO = {"logits": lambda: setattr(GPT, "forward", forward_with_logits),
 def undo(names):
     """Take back, in this process, what makes a step fast."""
     for name in names:
-        if name not in UNDO:
-            raise ValueError(f"undo={name} is not one of {', '.join(UNDO)}")
+        require(name in UNDO, f"undo={name} is not one of {', '.join(UNDO)}")
         UNDO[name]()
 
 
-# ----------------------------------------------------------------------------------------------
-# A step, in two parts, as fit() in train.py computes it
-
-def forward_backward(ddp_model, micro_batches, machine):
-    for i, batch in enumerate(micro_batches):
-        ddp_model.require_backward_grad_sync = i == len(micro_batches) - 1
-        with machine.autocast():
-            loss = ddp_model(*machine.to_device(batch))[1] / len(micro_batches)
-        loss.backward()
-
-
-def update(model, optimizers, lr, grad_clip):
-    for group in [g for optimizer in optimizers for g in optimizer.param_groups]:
-        group["lr"] = lr
-    torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
-    for optimizer in optimizers:
-        optimizer.step()
-    model.zero_grad(set_to_none=True)
-
-
-# ----------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Its time
 
 def now(machine):
@@ -94,8 +76,9 @@ def now(machine):
 
 
 def matmul_flops(machine):
-    """-> FLOP/s of products of two n x n matrices, measured. A GPU gets several large ones, as a
-    single small one would be over sooner than it can be launched and waited for."""
+    """-> FLOP/s of products of two n x n matrices, measured"""
+    # a GPU gets several large ones: a single small one would be over sooner than it can
+    # be launched and waited for
     n, times = (8192, 10) if machine.device.type == "cuda" else (2048, 1)
     a, b = torch.randn(2, n, n, device=machine.device).to(machine.dtype)
     start = now(machine)
@@ -105,17 +88,16 @@ def matmul_flops(machine):
 
 
 def time_steps(model, cfg, machine, windows):
-    """Train for some steps -> seconds of each (steps, 3) for loading, forward and backward, update;
-    and the machine's FLOP/s, by the data sheet or else the median as measured between the steps"""
+    """Train for some steps -> seconds of each (steps, 3): loading, forward and backward,
+    update; and the machine's FLOP/s, by the data sheet or else the median of what was
+    measured between the steps"""
     optimizers = make_optimizers(model, cfg, machine)
     ddp_model = wrap_model(model, cfg, machine, flops=math.inf)
-    rows = cfg.batch_size * cfg.gradient_accumulation_steps
     times, rates = [], []
     model.train()
     for step in tqdm(range(WARMUP + STEPS), disable=None if machine.is_main else True):
         clock = [now(machine)]
-        micro_batches = [windows.rows(step * rows + m * cfg.batch_size, cfg.batch_size) for m in
-                         range(machine.rank, cfg.gradient_accumulation_steps, machine.world)]
+        micro_batches = windows.micro_batches(step, cfg, machine)
         clock.append(now(machine))
         forward_backward(ddp_model, micro_batches, machine)
         clock.append(now(machine))
@@ -141,21 +123,19 @@ def peak_memory(machine):
 
 def bench(cfg):
     """Print how fast a step is, medians over all steps -> the trained model"""
-    meta, _ = read_data(cfg.data_dir)
-    windows = Windows(open_bin(cfg.data_dir, "train.bin", meta), cfg.block_size, cfg.seed)
+    meta, tok = read_data(cfg.data_dir)
+    ids = open_bin(cfg.data_dir, "train.bin", meta)
+    windows = Windows(ids, cfg.block_size, cfg.seed)
     machine = find_machine(cfg)
     undo(cfg.undo)
-    torch.manual_seed(cfg.seed)
-    model = GPT(GPTConfig(vocab_size=cfg.vocab_size or meta["vocab_size"],
-                          block_size=cfg.block_size, n_layer=cfg.n_layer, n_head=cfg.n_head,
-                          n_embd=cfg.n_embd, dropout=cfg.dropout)).to(machine.device)
+    model = new_model(cfg, tok, machine, cfg.vocab_size)
     times, peak = time_steps(model, cfg, machine, windows)
     if machine.is_main:
         seconds = np.median(times.sum(axis=1))
         tokens = cfg.batch_size * cfg.gradient_accumulation_steps * cfg.block_size
         mfu = tokens * model.flops_per_token(cfg.block_size) / seconds / peak
-        print(f"{tokens / seconds:,.0f} tokens/s, {1000 * seconds:,.1f} ms per step of {tokens:,} "
-              "tokens")
+        print(f"{tokens / seconds:,.0f} tokens/s, {1000 * seconds:,.1f} ms per step of "
+              f"{tokens:,} tokens")
         print(f"MFU {mfu:.1%} of {peak / 1e12:.4g} TFLOP/s"
               f"{'' if machine.peak else ', as measured between the steps'}")
         print(f"peak memory {peak_memory(machine) / 2 ** 30:.2f} GiB")
@@ -166,11 +146,12 @@ def bench(cfg):
     return model
 
 
-# ----------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Two checkouts
 
 def run_worker(command, **kwargs):
-    """-> what a command prints; ValueError with the last line of its error if it fails"""
+    """-> what a command prints. ValueError with the last line of its error if it
+    fails"""
     done = subprocess.run(command, text=True, capture_output=True, **kwargs)
     if done.returncode:
         raise ValueError(f"{' '.join(command)}: {done.stderr.strip().splitlines()[-1]}")
@@ -178,17 +159,17 @@ def run_worker(command, **kwargs):
 
 
 def compare(checkout, argv):
-    """Run this bench with the code of two checkouts, interleaved, and print the medians."""
-    if not os.path.exists(os.path.join(checkout, "bench", "step.py")):
-        raise ValueError(f"--vs={checkout}: no checkout that has bench/step.py")
+    """Run this with the code of two checkouts, interleaved, and print the medians."""
+    require(os.path.exists(os.path.join(checkout, "bench", "step.py")),
+            f"--vs={checkout}: no checkout that has bench/step.py")
     ms = {ROOT: [], os.path.abspath(checkout): []}
     for _ in tqdm(range(ROUNDS), unit=" rounds", disable=None):
         for root in ms:
             # -P: import from PYTHONPATH, not from the current folder
             printed = run_worker([sys.executable, "-P", "-m", "bench.step", *argv],
                                  env=os.environ | {"PYTHONPATH": root})
-            found = re.search(r"([\d,.]+) ms per step", printed)[1]
-            ms[root].append(float(found.replace(",", "")))
+            milliseconds = re.search(r"([\d,.]+) ms per step", printed)[1]
+            ms[root].append(float(milliseconds.replace(",", "")))
     for root, times in ms.items():
         print(f"{statistics.median(times):10,.1f} ms per step  {root}")
     ours, theirs = map(statistics.median, ms.values())

@@ -3,15 +3,16 @@ Configuration: a dataclass, a .toml file and the command line make one checked c
 
     python train.py config/laptop.toml --max_steps=500 --resume
 
-Values come from the dataclass's defaults, then from the file, then from the command line. A file
-has a section per script, so that one preset is a whole experiment:
+Values come from the dataclass's defaults, then from the file, then from the command
+line. A file has a section per script, so that one preset is a whole experiment:
 
     [prepare]
     vocab_size = 8192
     [train]
     n_layer = 6
 
-An unknown key, a wrong type or an impossible value ends the run with one line that says which.
+An unknown key, a wrong type or an impossible value ends the run with one line that says
+which.
 """
 import difflib
 import hashlib
@@ -30,15 +31,16 @@ TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "
          tuple: "a list of text"}
 
 # Numbers are zero or more; these are more than zero, and those at most 1.
-POSITIVE = ("batch_size gradient_accumulation_steps n_layer n_head n_embd block_size vocab_size "
-            "eval_interval log_interval learning_rate tokenizer_mb val_fraction num_samples "
-            "max_new_tokens").split()
+POSITIVE = ("batch_size gradient_accumulation_steps n_layer n_head n_embd block_size "
+            "vocab_size eval_interval log_interval learning_rate tokenizer_mb "
+            "val_fraction num_samples max_new_tokens").split()
 AT_MOST_1 = "dropout val_fraction balance".split()
 
 
 def from_command_line(cls, section, argv):
-    """cls: a dataclass with a default for each field; section: the name of the script; argv: at most
-    one .toml file and any number of --key=value, where --key alone means --key=true -> a `cls`"""
+    """cls: a dataclass with a default for each field; section: the name of the script;
+    argv: at most one .toml file and any number of --key=value, where --key alone means
+    --key=true -> a `cls`"""
     if "--help" in argv or "-h" in argv:
         print(help_text(cls, section))
         sys.exit()
@@ -53,7 +55,8 @@ def from_command_line(cls, section, argv):
         if key in given and types.get(key) is tuple:
             value = f"{given[key]},{value}"
         elif given.get(key, value) != value:
-            raise ValueError(f"--{key} is given twice, as {given[key]} and as {value}: give it once")
+            raise ValueError(f"--{key} is given twice, as {given[key]} and as {value}: "
+                             "give it once")
         given[key] = value
 
     # comes after what the preset says
@@ -80,8 +83,8 @@ def read_section(path, section):
 
 
 def update(config, values, source):
-    """-> `config` with `values`, texts or the values of a .toml file, checked against the types of
-    the dataclass. source: where they come from, for the ValueError"""
+    """-> `config` with `values`, texts or the values of a .toml file, checked against
+    the types of the dataclass. source: where they come from, for the ValueError"""
     types = {f.name: f.type for f in fields(config)}
     checked = {}
     for key, value in values.items():
@@ -92,7 +95,8 @@ def update(config, values, source):
         try:
             value = checked[key] = convert(value, types[key])
         except (ValueError, TypeError, OverflowError):
-            raise ValueError(f"{source}: {key}={value!r} is not {TYPES[types[key]]}") from None
+            raise ValueError(f"{source}: {key}={value!r} is not "
+                             f"{TYPES[types[key]]}") from None
         if types[key] in (int, float):
             if not value >= 0 or value == 0 and key in POSITIVE:
                 raise ValueError(f"{source}: {key}={value} is too small")
@@ -102,9 +106,9 @@ def update(config, values, source):
 
 
 def convert(value, kind):
-    """A value of a .toml file, or its text on the command line -> the same as a `kind`, one of bool,
-    int, float, str, tuple (of str, in text separated by commas); ValueError if it is none. A text
-    that begins with ~ names a file in a home folder."""
+    """A value of a .toml file, or its text on the command line -> the same as a `kind`,
+    one of bool, int, float, str, tuple (of str, in text separated by commas); ValueError
+    if it is none. A text that begins with ~ names a file in a home folder."""
     if kind is tuple:
         items = value.split(",") if isinstance(value, str) else value
         if isinstance(items, list) and all(isinstance(v, str) for v in items):
@@ -124,10 +128,11 @@ def convert(value, kind):
 
 
 def help_text(cls, section):
-    """The script's docstring, then the lines of its dataclass and of those that it inherits from, as
+    """The script's docstring, then the lines of its dataclass and of those that it
+    inherits from, as
     they are written: each key with its type, its default and what it means."""
     lines = [inspect.getdoc(sys.modules[cls.__module__]),
-             f"\npython {section}.py [config/NAME.toml] [--key=value ...]\n"]
+             f"\nKeys, as --key=value or in a preset's section [{section}]:\n"]
     for base in cls.__mro__[:-1]:
         # without "@dataclass" and "class ..."
         lines += inspect.getsource(base).rstrip().split("\n")[2:]
@@ -139,9 +144,9 @@ def next_command(script, argv, **keys):
 
     script: its name, as "instruct"
     argv: of this run. Its preset is given to the next script too
-    keys: what the next script must be told. Only what the preset (or, without one, toy.toml, a copy
-    of the defaults) says otherwise is written out, and nothing if the first key is right as it is:
-    then the preset is followed
+    keys: what the next script must be told. Only what the preset (or, without one,
+    toy.toml, a copy of the defaults) says otherwise is written out, and nothing if the
+    first key is right as it is: then the preset is followed
     """
     presets = [arg for arg in argv if not arg.startswith("-")]
     section = {}
@@ -167,8 +172,10 @@ def require(condition, message):
 
 @contextmanager
 def replacing(path):
-    """-> the path of a temporary file to write in place of `path`, which it replaces when all has
-    gone well: whatever happens, the file at `path` is whole, the old one or the new one"""
+    """-> the path of a temporary file to write in place of `path`, which it replaces
+    when all has
+    gone well: whatever happens, the file at `path` is whole, the old one or the new
+        one"""
     temporary = f"{path}.tmp"
     try:
         yield temporary
@@ -188,15 +195,16 @@ def write_json(path, value):
 
 
 def file_sha256(path):
-    """-> SHA-256 of a file, in hexadecimal: by it, data and models know their tokenizer"""
+    """-> SHA-256 of a file, in hexadecimal. Data and models store that of their
+    tokenizer to identify it."""
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def run(main):
-    """Run a script's main(argv). User errors (OSError, ValueError) print one line and exit with
-    status 1, and so does Ctrl-C; anything else is a bug and keeps its traceback. DEBUG=1 shows all
-    tracebacks."""
+    """Run a script's main(argv). User errors (OSError, ValueError) print one line and
+    exit with status 1, and so does Ctrl-C; anything else is a bug and keeps its
+    traceback. DEBUG=1 shows all tracebacks."""
     try:
         main(sys.argv[1:])
         sys.stdout.flush()
@@ -205,7 +213,9 @@ def run(main):
     except (OSError, ValueError) as e:
         if os.environ.get("DEBUG"):
             raise
-        text = f"{e.filename}: {e.strerror}" if isinstance(e, OSError) and e.filename else str(e)
+        text = str(e)
+        if isinstance(e, OSError) and e.filename:
+            text = f"{e.filename}: {e.strerror}"
         sys.exit("error: " + " ".join(text.split())[:1000])
     except KeyboardInterrupt:
         sys.exit("\nstopped")

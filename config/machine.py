@@ -1,14 +1,13 @@
 """
-The machine: device, dtype, and the processes that train together.
+The machine: its device, its dtype, and the processes that train together.
 
-    machine = find_machine(cfg)             # cfg has device, dtype, gradient_accumulation_steps
+    machine = find_machine(cfg)     # of device, dtype, gradient_accumulation_steps
     with machine.autocast(): ...
-    total, count = machine.sum(total, count)    # over all processes that torchrun started
+    total, count = machine.sum(total, count)    # over all processes of torchrun
 """
 import ctypes
 import importlib.util
 import os
-import re
 import shutil
 import sys
 from dataclasses import dataclass
@@ -16,19 +15,26 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-# Peak bfloat16 FLOP/s of some GPUs, dense, from their data sheets; the more specific name first.
-PEAK_FLOPS = {"B200": 2250e12, "H200 NVL": 835e12, "H200": 989e12, "H100 PCIe": 756e12,
-              "H100 NVL": 835e12, "H100": 989e12, "A100": 312e12, "A40": 149.7e12,
-              "RTX A6000": 154.8e12, "L40S": 362e12, "L40": 181e12, "L4": 121e12,
-              "RTX 5090": 209.5e12, "RTX 4090": 165.2e12, "RTX 3090": 71e12}
-RELATIVES = {"Ti", "SUPER", "D", "Laptop", "MIG"}   # words in the names of others, not listed
+from config import require
+
+# Peak bfloat16 TFLOP/s of some GPUs, dense, from their data sheets, by the full name: a
+# GPU of a similar name may be another one.
+PEAK_TFLOPS = {
+    "NVIDIA B200": 2250, "NVIDIA H200": 989, "NVIDIA H200 NVL": 835,
+    "NVIDIA H100 80GB HBM3": 989, "NVIDIA H100 PCIe": 756, "NVIDIA H100 NVL": 835,
+    "NVIDIA A100-SXM4-80GB": 312, "NVIDIA A100-SXM4-40GB": 312,
+    "NVIDIA A100 80GB PCIe": 312, "NVIDIA A100-PCIE-40GB": 312,
+    "NVIDIA A40": 149.7, "NVIDIA RTX A6000": 154.8,
+    "NVIDIA L40S": 362, "NVIDIA L40": 181, "NVIDIA L4": 121,
+    "NVIDIA GeForce RTX 5090": 209.5, "NVIDIA GeForce RTX 4090": 165.2,
+    "NVIDIA GeForce RTX 3090": 71}
 
 
 @dataclass
 class Machine:
     device: torch.device
-    dtype: torch.dtype          # of matrix products, under autocast; weights stay float32
-    peak: float | None = None   # FLOP/s of all processes together, None where it is not listed
+    dtype: torch.dtype          # of matrix products, by autocast; weights stay float32
+    peak: float | None = None   # FLOP/s of all processes together, None if not listed
     rank: int = 0               # of this process
     world: int = 1              # number of processes
 
@@ -37,20 +43,20 @@ class Machine:
         return self.rank == 0
 
     def autocast(self):
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        return torch.autocast(self.device.type, self.dtype,
+                              enabled=self.dtype != torch.float32)
 
     def to_device(self, tensors):
-        if self.device.type == "cuda":      # from pinned memory, copies overlap with computation
+        # from pinned memory, so that copies overlap with computation
+        if self.device.type == "cuda":
             return [t.pin_memory().to(self.device, non_blocking=True) for t in tensors]
         return [t.to(self.device) for t in tensors]
 
     def sum(self, *numbers):
         """Numbers summed over all processes -> list of float"""
-        if self.world == 1:
-            return [float(n) for n in numbers]
-        device = self.device if self.device.type == "cuda" else "cpu"
-        total = torch.tensor([float(n) for n in numbers], dtype=torch.float64, device=device)
-        dist.all_reduce(total)
+        total = torch.tensor([float(n) for n in numbers], dtype=torch.float64)
+        if self.world > 1:
+            dist.all_reduce(total)
         return total.tolist()
 
     def barrier(self):
@@ -65,93 +71,97 @@ class Machine:
 
 
 def find_machine(cfg):
-    """cfg: a RunConfig -> the Machine to run on, this process's share of it under torchrun"""
+    """cfg: a RunConfig -> the Machine to run on; under torchrun, this process's share"""
     # the device, and the other processes
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = find_device(cfg.device)
-    if cfg.gradient_accumulation_steps % world:
-        raise ValueError(f"gradient_accumulation_steps={cfg.gradient_accumulation_steps} cannot be "
-                         f"divided among {world} processes: choose a multiple")
-    if "RANK" in os.environ:
-        if device.type == "cuda":
-            dist.init_process_group("nccl", device_id=device)
-        else:
-            dist.init_process_group("gloo")
+    require(cfg.gradient_accumulation_steps % world == 0,
+            f"gradient_accumulation_steps={cfg.gradient_accumulation_steps} cannot be "
+            f"divided among {world} processes: choose a multiple")
+    if "RANK" in os.environ and device.type == "cuda":
+        # gloo sums what is on the CPU, without waiting for the GPU
+        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
+    elif "RANK" in os.environ:
+        dist.init_process_group("gloo")
 
     # the dtype of its matrix products
-    dtypes = {"auto": fast_dtype(device), "float32": torch.float32, "bfloat16": torch.bfloat16}
-    if cfg.dtype not in dtypes:
-        raise ValueError(f"dtype={cfg.dtype} is not one of {', '.join(dtypes)}")
+    dtypes = {"auto": fast_dtype(device), "float32": torch.float32,
+              "bfloat16": torch.bfloat16}
+    require(cfg.dtype in dtypes, f"dtype={cfg.dtype} is not one of {', '.join(dtypes)}")
     dtype = dtypes[cfg.dtype]
 
-    # what makes it fast, and on a CPU, but on no other device, repeatable to the bit
+    # speed settings; on a CPU also reproducibility to the bit
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")      # TF32
     elif device.type == "cpu":
         keep_memory()
-        # compiled, the embedding's gradient would be summed in a different order each time
+        # compiled, the embedding's gradient would be summed in another order each time
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False
+
+    # its peak
     peak = None
     if device.type == "cuda" and dtype == torch.bfloat16:
-        peak = listed_peak(torch.cuda.get_device_name(device))
-    return Machine(device, dtype, peak and world * peak, rank, world)
+        peak = PEAK_TFLOPS.get(torch.cuda.get_device_name(device))
+    return Machine(device, dtype, peak and world * peak * 1e12, rank, world)
 
 
 def find_device(name):
-    """A device by name, the best one there is for "auto"; under torchrun the GPU of this process.
-    ValueError if there is no such device"""
+    """A device by name, the best one there is for "auto"; under torchrun the GPU of this
+    process. ValueError if there is no such device."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else \
             "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
-        if device.type == "cuda":       # chosen before anything is allocated on another one
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
+        if device.type == "cuda":
+            # chosen before anything is allocated on another one
+            index = int(os.environ.get("LOCAL_RANK", device.index or 0))
+            device = torch.device("cuda", index)
             torch.cuda.set_device(device)
-            # cuDNN would plan anew, for up to a second, for each of the many shapes of tuning,
-            # scoring and generation; for the one shape of pretraining flash attention is as fast
+            # cuDNN would plan anew, for up to a second, for each of the many shapes of
+            # tuning, scoring and generation. For the one shape of pretraining flash
+            # attention is as fast.
             torch.backends.cuda.enable_cudnn_sdp(False)
         torch.empty(1, device=device)
         return device
-    except (RuntimeError, AssertionError, AttributeError):     # the last: torch without CUDA
-        raise ValueError(f"device={name}: no such device here: use auto or cpu") from None
+    except (RuntimeError, AssertionError, AttributeError):  # the last: no CUDA in torch
+        raise ValueError(f"device={name}: no such device here: use auto or "
+                         "cpu") from None
 
 
 def fast_dtype(device):
-    """bfloat16 where the hardware has units for it, float32 where it would be emulated"""
-    fast = {"cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
-            "cpu": lambda: (torch.cpu._is_avx512_bf16_supported()
-                            or torch.cpu._is_amx_tile_supported())}
-    return torch.bfloat16 if fast.get(device.type, bool)() else torch.float32
-
-
-def listed_peak(name):
-    """name: of a GPU, as "NVIDIA H100 80GB HBM3" -> FLOP/s from its data sheet, None if not listed"""
-    words = set(re.findall(r"\w+", name))
-    return next((flops for model, flops in PEAK_FLOPS.items()
-                 if words >= set(model.split()) and not words & RELATIVES), None)
+    """bfloat16 where the hardware has units for it, float32 where it has none"""
+    if device.type == "cuda":
+        has_units = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has_units = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported()
+                                              or torch.cpu._is_amx_tile_supported())
+    return torch.bfloat16 if has_units else torch.float32
 
 
 def keep_memory():
-    """On Linux, let glibc keep the memory of freed tensors. By default it returns it to the OS, and
-    every large tensor page-faults in fresh zeroed memory: 10% of a step or more."""
+    """On Linux, let glibc keep the memory of freed tensors. By default it returns memory
+    to the OS, and every large tensor page-faults in fresh zeroed pages, which takes 10%
+    of a step or more."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):        # glibc has it, musl does not
-            libc.mallopt(-4, 0)             # M_MMAP_MAX: do not mmap large blocks one by one
+            libc.mallopt(-4, 0)             # M_MMAP_MAX: do not mmap large blocks
             libc.mallopt(-1, 2 ** 31 - 1)   # M_TRIM_THRESHOLD: how much may stay unused
 
 
 def should_compile(cfg, machine, flops):
-    """compile=auto: where there is a compiler, and on a CPU only for runs of more than 1e14 FLOPs
-    (some minutes), which win back the half minute that compiling takes. flops: of the run"""
+    """compile=auto: where there is a compiler, and on a CPU only for runs of more than
+    1e14 FLOPs (some minutes), which win back the half minute that compiling takes.
+    flops: of the whole run"""
     choices = {"yes": True, "true": True, "no": False, "false": False}
     if cfg.compile != "auto":
-        if cfg.compile not in choices:
-            raise ValueError(f"compile={cfg.compile} is not one of auto, yes, no")
+        require(cfg.compile in choices,
+                f"compile={cfg.compile} is not one of auto, yes, no")
         return choices[cfg.compile]
-    if machine.device.type == "cuda":       # Triton needs a C compiler, and a GPU of 2017 or later
+    if machine.device.type == "cuda":
+        # Triton needs a C compiler, and a GPU of 2017 or later
         return importlib.util.find_spec("triton") is not None \
             and shutil.which(os.environ.get("CC", "gcc")) is not None \
             and torch.cuda.get_device_capability(machine.device) >= (7, 0)

@@ -111,7 +111,7 @@ def test_help_explains_every_field(script, capsys):
         config.from_command_line(CONFIGS[script], script, ["--help"])
     printed = capsys.readouterr().out
     assert printed.startswith(inspect.getdoc(sys.modules[CONFIGS[script].__module__]))
-    keys = re.findall(r"^    (\w+): \w+ = .*  # .+$", printed.partition("[--key=value ...]")[2], re.MULTILINE)
+    keys = re.findall(r"^    (\w+): \w+ = .*  # .+$", printed.partition(f"in a preset's section [{script}]:\n")[2], re.MULTILINE)
     assert sorted(keys) == sorted(CONFIGS[script].__dataclass_fields__)
 
 

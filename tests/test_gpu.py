@@ -21,7 +21,7 @@ from torch.nn import functional as F
 import config
 import model as model_module
 import train
-from bench.step import forward_backward, update
+from train import forward_backward, update
 from config.machine import Machine
 from model import GPT, GPTConfig
 from prepare import PrepareConfig

@@ -137,12 +137,12 @@ def test_next_line_leads_to_the_same_data(tmp_path):
     data = tmp_path / "my [data]"
     for name in ("x.train.json", "x.dev.json"):
         write(data / "tasks" / name, "[]")
-    command = shlex.split(train.tuning_command(TrainConfig(data_dir=str(data), out_dir="out/mine"), []))
+    command = shlex.split(train.command_after(TrainConfig(data_dir=str(data), out_dir="out/mine"), []))
     assert command[:4] == ["python", "instruct.py", "--init_from=out/mine", "--out_dir=out/mine-instruct"]
     for arg, name in zip(command[4:], ("x.train.json", "x.dev.json")):
         assert glob.glob(arg.partition("=")[2]) == [str(data / "tasks" / name)]
     (data / "tasks/x.train.json").unlink()
-    command = train.tuning_command(TrainConfig(data_dir=str(data), out_dir="out/mine"), [])
+    command = train.command_after(TrainConfig(data_dir=str(data), out_dir="out/mine"), [])
     assert command == "python sample.py --out_dir=out/mine"
 
 

@@ -1,10 +1,11 @@
 """
-Pack a model for others: the same model folder with its weights in bfloat16, without what only
-training needs.
+Pack a model for others: the same model folder with its weights in bfloat16, without what
+only training needs.
 
     python -m tools.pack out/laptop-instruct models/laptop
 
-It writes best.pt, config.json and tokenizer.json, and scores.json if the model has been scored.
+It writes best.pt, config.json and tokenizer.json, and scores.json if the model has been
+scored.
 """
 import os
 import shutil
