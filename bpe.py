@@ -429,8 +429,8 @@ def read_merges(pairs, vocab, specials):
         left, right = pair.split(" ") if isinstance(pair, str) else pair
         new = left + right
         if not {left, right} <= made or new in made or new not in vocab:
-            raise ValueError(f"merge {len(merges) + 1}, {left!r} and {right!r}, does not "
-                             "make a new token of the vocabulary from two earlier ones")
+            raise ValueError(f"merge {len(merges) + 1}, {left!r} and {right!r}, makes no new "
+                             "token of the vocabulary from two earlier ones")
         made.add(new)
         merges.append((vocab[left], vocab[right], vocab[new]))
 

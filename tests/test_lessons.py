@@ -1,5 +1,6 @@
 """The lessons: what is shown of tokens, the page, and that every line of a lesson runs."""
 import doctest
+import gzip
 import json
 import os
 import random
@@ -102,22 +103,30 @@ def test_the_checks_of_the_exercises(tmp_path, monkeypatch, capsys):
         exercises = f.read().split("## Exercises")[1]
     checks = ["\n".join(line[7:] for line in block.split("\n"))
               for block in re.findall(r"(?:^ {7}.*\n)+", exercises, re.MULTILINE)]
-    assert len(checks) == 5
+    assert len(checks) == 6
     monkeypatch.chdir(tmp_path)
     os.makedirs("data/toy/raw")
     with open("data/toy/raw/genome.fa", "w", encoding="utf-8") as f:
         f.write(">toy\n" + "".join(random.Random(0).choices("ACGT", k=2000)) + "\n")
 
-    def solve(my_train=plain_train, my_encode=plain_encode,
+    # protein: twenty letters, and none of them the start of a run of DNA
+    amino_acids = "ACDEFGHIKLMNPQRSTVWY"
+    protein = f"(?:(?![ACGT]{{8}})[{amino_acids}])"
+    pattern = rf"[ACGT]{{8,}}|{protein}{{20,}}|" + GPT2_PATTERN.replace(
+        r"\p{L}+", rf"(?:(?![ACGT]{{8}}|{protein}{{20}})\p{{L}})+")
+
+    def solve(my_train=plain_train, my_encode=plain_encode, my_pattern=pattern,
               my_split=lambda text: [part for part in re.split("([ACGT]{8,})", text) if part]):
-        names = vars(bpe) | {"my_train": my_train, "my_encode": my_encode, "my_split": my_split}
+        names = vars(bpe) | {"my_train": my_train, "my_encode": my_encode, "my_split": my_split,
+                             "my_pattern": my_pattern}
         for check in checks:
             exec(check, names)
 
     solve()
     assert "merge 3: b'ab' + b'ra' = b'abra', count 2" in capsys.readouterr().out
     for wrong in ({"my_train": lambda pieces, size: plain_train(pieces, size - 1)},
-                  {"my_encode": lambda ids, merges: ids}, {"my_split": lambda text: [text]}):
+                  {"my_encode": lambda ids, merges: ids}, {"my_split": lambda text: [text]},
+                  {"my_pattern": bpe.split_patterns(["ACGT", amino_acids])["mixed"]}):
         with pytest.raises(AssertionError):
             solve(**wrong)
 
@@ -154,7 +163,7 @@ def test_page(saved, tmp_path, capsys):
 
 def test_page_with_a_pattern_from_elsewhere(tok):
     """A browser might read it in another way, so it is refused; GPT-2's is known."""
-    with pytest.raises(ValueError, match=r"another pattern otherwise: \[a-z\]\+"):
+    with pytest.raises(ValueError, match=r"another pattern in another way: \[a-z\]\+"):
         lesson.show_html(Tokenizer(tok.vocab, tok.merges, "[a-z]+"), "")
     assert "custom" in json.loads(page_of(Tokenizer(tok.vocab, tok.merges, GPT2_PATTERN))[0])["patterns"]
 
@@ -174,7 +183,7 @@ NODE = """
 const data = JSON.parse(process.argv[2]), tok = makeTokenizer(data);
 const texts = JSON.parse(require("fs").readFileSync(0, "utf8"));
 const answers = texts.map(text => Object.values(data.patterns).flatMap(pattern => {
-  const cells = layOut(tok, text, pattern, data.run), film = runMerges(tok, cells);
+  const cells = layOut(tok, text, pattern, data.modalities), film = runMerges(tok, cells);
   return [12, data.merges.length].map(used => {
     const { at, ids } = tokensAfter(tok, cells, film, used);
     return ids.map((id, i) => [id, modality(tok, cells, id, at[i]), spell(tok.bytesOf.get(id))]);
@@ -253,8 +262,11 @@ def test_fasta_is_shown_as_its_sequence(tmp_path, saved, capsys):
     (tmp_path / "two.fa").write_bytes(b"\xef\xbb\xbf>one a b\r\ntataaaag\r\nTATA\r\n\n>two\nGATTACA\n")
     lesson.main(["show", saved, str(tmp_path / "two.fa")])
     assert "TATAAAAGTATA\nGATTACA\n" in capsys.readouterr().out.replace("|", "")
-    (tmp_path / "odd.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match="odd.txt: not UTF-8"):
+    (tmp_path / "two.fa.gz").write_bytes(gzip.compress(b">one\ntataaaag\nTATA\n"))
+    lesson.main(["show", saved, str(tmp_path / "two.fa.gz")])
+    assert "TATAAAAGTATA\n" in capsys.readouterr().out.replace("|", "")
+    (tmp_path / "odd.txt").write_bytes(b"\xff\xff")
+    with pytest.raises(ValueError, match="odd.txt: line 1 or after: not utf-8 text"):
         lesson.main(["show", saved, str(tmp_path / "odd.txt")])
 
 
@@ -272,7 +284,7 @@ def test_report_is_printed(saved, capsys):
 def test_report(tok):
     lines = list(lesson.report(tok))
     ids = {line.split()[0]: int(line.split()[1].replace(",", "")) for line in lines
-           if line.split() and line.split()[0] in lesson.MODALITIES}
+           if line[:10].strip() in lesson.KINDS}
     assert sum(ids.values()) == len(tok) - 1 and ids["dna"] > 20 and "both" not in ids
     assert "never used: 0 tokens (0.0%)" in lines[-1]
     none = Tokenizer.train(prose_and_dna(), 600, "none")
