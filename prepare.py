@@ -70,14 +70,6 @@ READERS = {
     "dna": Reader(read_dna, canonical),         # DNA is equal to its reverse complement
     "english": Reader(read_paragraphs, str),    # any other text, to itself alone
 }
-SEGMENT = 20_000    # bases or characters held out in one stretch; no document is longer, so that
-                    # none can step over a stretch
-
-
-def text_files(cfg):
-    """-> the paths of the files of each modality"""
-    return [getattr(cfg, modality) for modality in MODALITIES]
-
 
 class Document(NamedTuple):
     text: str
@@ -86,27 +78,56 @@ class Document(NamedTuple):
     path: str           # the file that it is from
 
 
-def documents(cfg, modalities=MODALITIES, report=False):
-    """Stream all input -> Document, ...
+def text_files(cfg):
+    """-> the paths of the files of each modality"""
+    return [getattr(cfg, modality) for modality in MODALITIES]
 
-    Held-out text comes in stretches of 20,000 bases or characters, evenly spread: neighbouring
-    documents resemble each other, and single ones drawn at random would leave their neighbours
-    in the training text. report: print what each file contained
-    """
-    every = round(1 / cfg.val_fraction)
+
+def read_texts(cfg, modality, report=False):
+    """Stream the files of a modality -> (text, path), ... report: print what each file contained"""
+    for path in getattr(cfg, modality):
+        counts = Counter()
+        for text in READERS[modality].documents(path, counts):
+            yield text, path
+            counts["documents"] += 1
+            counts[f"{MODALITIES[modality].unit}s"] += len(text.encode())
+        if report:
+            tqdm.write(f"{path}: " + ", ".join(f"{n:,} {what}" for what, n in counts.items() if n))
+
+
+# Text is held out in stretches of neighbouring documents. Neighbours resemble each other, so single
+# documents would leave theirs in the training text.
+LONGEST_STRETCH, SHORTEST_STRETCH = 20_000, 1000        # bases or characters of a stretch
+
+
+def held_out_stretches(cfg, modality):
+    """-> (length, n): every n-th stretch of this length is held out. Of little text the stretches are
+    shorter, and if need be a larger share than val_fraction."""
+    n = round(1 / cfg.val_fraction)
+    total = 0
+    for text, _ in read_texts(cfg, modality):
+        total += len(text)
+        if total >= n * LONGEST_STRETCH:
+            return LONGEST_STRETCH, n
+    require(total >= 2 * SHORTEST_STRETCH, f"{', '.join(getattr(cfg, modality))}: {total:,} characters "
+            f"are too few to hold some out: give {2 * SHORTEST_STRETCH:,}")
+    length = max(SHORTEST_STRETCH, total // n)
+    return length, min(n, total // length)
+
+
+def documents(cfg, modalities=MODALITIES, report=False):
+    """Stream all input -> Document, ... A document belongs to the stretch in which it begins, and is
+    cut where it is longer than a stretch. report: print what each file contained"""
     for modality in modalities:
-        unit = f"{MODALITIES[modality].unit}s"
-        offset = 0
-        for path in getattr(cfg, modality):
-            counts = Counter()
-            for text in READERS[modality].documents(path, counts):
-                yield Document(text, modality, offset // SEGMENT % every == every // 2, path)
-                offset += len(text)
-                counts["documents"] += 1
-                counts[unit] += len(text.encode())
-            if report:
-                contents = ", ".join(f"{n:,} {what}" for what, n in counts.items() if n)
-                tqdm.write(f"{path}: {contents}")
+        if not getattr(cfg, modality):
+            continue
+        length, n = held_out_stretches(cfg, modality)
+        begin = 0
+        for text, path in read_texts(cfg, modality, report):
+            for i in range(0, len(text), length):
+                held_out = (begin + i) // length % n == n // 2
+                yield Document(text[i:i + length], modality, held_out, path)
+            begin += len(text)
 
 
 def fingerprint(doc):
@@ -194,14 +215,8 @@ def write_bins(cfg, tok, held_out, folder):
             bins[name]["tokens"] += len(ids)
             bins[name][f"{MODALITIES[doc.modality].unit}s"] += len(doc.text.encode())
 
-    # is it enough?
     if repeated:
         print(f"{repeated:,} training documents equal a held-out one: left out")
-    for modality in MODALITIES:
-        paths = getattr(cfg, modality)
-        require(not paths or bins[f"val_{modality}.bin"]["tokens"],
-                f"{', '.join(paths)}: too little to hold any out: give more, or a larger "
-                f"val_fraction than {cfg.val_fraction}")
     require(bins["train.bin"]["tokens"], "nothing is left to train on: give more text")
     return {"dtype": dtype.str, "vocab_size": len(tok), "split": tok.split,
             "tokenizer_sha256": config.file_sha256(f"{folder}/tokenizer.json"),

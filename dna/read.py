@@ -290,7 +290,10 @@ def read_alpaca(path):
     examples = [clean_example(example, f"{path}: example {number}")
                 for number, example in enumerate(examples, start=1)]
 
-    # leave out what has no answer
+    # leave out what is not read
+    for key in ("system", "history"):
+        if n := sum(bool(example.pop(key, None)) for example in examples):
+            print(f"{path}: {n:,} of {len(examples):,} examples have a {key}, which is left out")
     answered = [example for example in examples if example["output"].strip()]
     require(answered, f"{path}: no examples with an output")
     if len(answered) < len(examples):
@@ -311,6 +314,9 @@ def clean_example(example, where):
     for key in ("instruction", "input", "output", *{"task"}.intersection(example)):
         example[key] = as_text(example.get(key, ""), f"{where}: its {key}")
     require(example["instruction"].strip(), f"{where}: no instruction")
+    require(not example["output"].rstrip().endswith(("</s>", END_OF_TEXT)),
+            f"{where}: its output ends in a mark such as {END_OF_TEXT}: remove it, because one is "
+            "added to each")
     require(isinstance(example.get("either_strand", False), bool),
             f"{where}: its either_strand is not true or false")
     example["input"] = clean_input(example["input"], where)

@@ -9,7 +9,7 @@ import glob
 import os
 import re
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import NamedTuple
 
 import numpy as np
@@ -52,12 +52,14 @@ def alpaca_prompt(instruction, input=""):
 # ----------------------------------------------------------------------------------------------
 # The tables of a task
 
-SPLITS = {"train": "train", "dev": "dev", "val": "dev", "valid": "dev", "test": "test"}
+SPLITS = {"train": "train", "test": "test",
+          "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev"}
 
 
-def is_scored(name):
-    """Whether a file's examples are scored, never tuned on: x.dev.json, x.test.json, test.json"""
-    return re.search(r"(^|\.)(dev|val|valid|test)\.", name) is not None
+def is_scored(file):
+    """Whether the examples of a file are scored, never tuned on. Its last suffix but one says so:
+    x.dev.json and test.json are, test.train.json is not."""
+    return SPLITS.get(file.split(".")[-2]) in ("dev", "test")
 
 
 def find_tables(path):
@@ -73,10 +75,14 @@ def find_tables(path):
     # a folder
     tasks = defaultdict(dict)
     for folder, _, files in sorted(os.walk(path, followlinks=True)):
-        for file in sorted(files):
-            if split := SPLITS.get(stem(file, "csv|tsv")):
+        tables = [file for file in sorted(files) if stem(file, "csv|tsv")]
+        splits = {file: SPLITS.get(stem(file, "csv|tsv")) for file in tables}
+        for file, split in splits.items():
+            if split:
                 require(split not in tasks[folder], f"{folder}: two tables of {split} rows")
                 tasks[folder][split] = os.path.join(folder, file)
+            elif any(splits.values()):
+                print(f"{folder}/{file}: neither train, dev nor test: ignored")
     require(tasks, f"{path}: no task: no train.csv, dev.csv or test.csv in it or below it")
     return dict(tasks)
 
@@ -89,19 +95,28 @@ def hold_out(rows, path, seed):
             "dev": [rows[i] for i in sorted(order[:len(rows) // 10])]}
 
 
+MANY = 50       # so many labels are only taken for classes if each has a name and ten rows
+
+
 def check_labels(splits):
-    """splits: {split: rows of read_table()}. The labels must be those of a classification: few,
-    each spelled in one way, none of them only in scored rows."""
+    """splits: {split: rows of read_table()}. The labels must be classes: each spelled in one way,
+    one per row, none of them only in scored rows, and no measured numbers."""
     trained = {row.label for row in splits.get("train", ())}
+    all_rows = [row for rows in splits.values() for row in rows]
     spelled = {}
-    for row in [row for rows in splits.values() for row in rows]:
+    for row in all_rows:
         label, where = row.label, row.where
         same = re.sub(r"(?<=[a-z])[\s_-]+(?=[a-z])", "", label.casefold())
         first = spelled.setdefault(same, label)
         require(label == first, f"{where}: the label {label!r} is spelled {first!r} elsewhere")
+        require(not re.search("[;|]", label), f"{where}: the label {label!r} looks like several: "
+                "give one per row")
         require(not trained or label in trained, f"{where}: no training row has label {label!r}")
-        require(len(spelled) <= 50, f"{where}: more than 50 labels: are they measured numbers?")
     require(len(trained) != 1, f"{where}: all training rows up to here have the same label")
+    numbers = all(re.fullmatch(r"-?\d+", label) for label in spelled)
+    require(len(spelled) <= MANY or len(all_rows) >= 10 * len(spelled) and not numbers,
+            f"{where}: {len(spelled)} labels in the {len(all_rows):,} rows up to here: give classes "
+            "by name, with ten rows or more for each")
 
 
 # ----------------------------------------------------------------------------------------------
@@ -199,6 +214,10 @@ def make_examples(path, tables, seed):
     print(f"{task.name}: {task.asks}; "
           + ", ".join(f"{label} = {word}" for label, word in task.words.items()) + "; "
           + ", ".join(f"{len(rows):,} {split}" for split, rows in splits.items()))
+    labelled = {(row.sequence, row.label) for rows in splits.values() for row in rows}
+    n_labels = Counter(sequence for sequence, _ in labelled)
+    if n := sum(n > 1 for n in n_labels.values()):
+        print(f"{task.name}: {n:,} sequences have more than one label")
 
     # the examples
     choices = list(task.words.values())

@@ -59,12 +59,33 @@ def test_long_records_are_held_out_too(tmp_path, width):
     assert 0.01 < held_out / len(dna) < 0.03
 
 
+@pytest.mark.parametrize("bases,val_fraction,length,share", [
+    (5386, 0.02, 1000, 0.18), (2000, 0.02, 1000, 0.5), (5386, 0.5, 2693, 0.5), (48_502, 0.1, 4850, 0.1),
+    (600_000, 0.02, 12_000, 0.02), (999_999, 0.02, 19_999, 0.02), (1_000_000, 0.02, 20_000, 0.02)])
+def test_small_genomes_are_held_out_too(tmp_path, bases, val_fraction, length, share):
+    """phiX174 has 5,386 bases, in one record. Of a million bases or more nothing has changed."""
+    dna = random_dna(bases)
+    path = fasta(tmp_path / "x.fa", [dna])
+    docs = list(documents(PrepareConfig(dna=(path,), val_fraction=val_fraction)))
+    assert "".join(doc.text for doc in docs) == dna
+    held_out = sum(len(doc.text) for doc in docs if doc.held_out)
+    assert abs(held_out - length) <= 16_000 - length % 16_000 and held_out / bases == pytest.approx(share, abs=0.02)
+    assert max(len(doc.text) for doc in docs) <= length
+
+
+def test_large_genomes_are_held_out_as_ever(tmp_path):
+    path = fasta(tmp_path / "x.fa", [random_dna(150, i) * 10 for i in range(2000)])
+    docs = list(documents(PrepareConfig(dna=(path,), val_fraction=0.02)))
+    begins = np.cumsum([0] + [len(doc.text) for doc in docs])[:-1]
+    assert [doc.held_out for doc in docs] == [begin // 20_000 % 50 == 25 for begin in begins]
+
+
 def test_what_was_read_is_reported(tmp_path, capsys):
-    path = write(tmp_path / "x.fa", ">a\nACGTACGTAC\nNNACRGT\n>b\nAC--GT\n")
+    path = write(tmp_path / "x.fa", ">a\n" + "ACGTACGTAC" * 300 + "\nNNACRGT\n>b\nAC--GT\n")
     list(documents(PrepareConfig(dna=(path,)), report=True))
     name, counts = capsys.readouterr().out.strip().split(": ")
     assert name == path and set(counts.split(", ")) == {
-        "2 records", "1 documents", "10 bases", "2 N", "1 other ambiguous letters",
+        "2 records", "1 documents", "3,000 bases", "2 N", "1 other ambiguous letters",
         "8 bases in stretches under 8", "2 gaps"}
 
 
@@ -301,6 +322,34 @@ def test_two_tasks_of_one_name(tmp_path):
         read_tasks(a, b)
 
 
+def test_a_task_named_like_a_split(tmp_path, capsys):
+    """Its training rows are not scored rows."""
+    rows = some_rows(40)
+    for name in ("test", "val", "trial"):
+        path = table(tmp_path / name, {"train": rows, "test": rows[:10]})
+        files = read_tasks(path)
+        assert len(files[f"{name}.train.json"]) == 30 and len(files[f"{name}.test.json"]) == 10
+        assert f"{name}.train.json: 10 of 40 rows overlap with a scored row" in capsys.readouterr().out
+
+
+def test_rows_shared_with_validation_are_left_out(tmp_path):
+    rows = some_rows(40)
+    files = read_tasks(table(tmp_path / "x", {"train": rows, "validation": rows[:10]}))
+    assert {name: len(examples) for name, examples in files.items()} == {"x.train.json": 30, "x.dev.json": 10}
+
+
+def test_sequences_with_several_labels_are_counted(tmp_path, capsys):
+    rows = some_rows(40)
+    read_tasks(table(tmp_path / "x", {"train": rows + [(s, 1 - x) for s, x in rows[:3]] + rows[:5]}))
+    assert "x: 3 sequences have more than one label" in capsys.readouterr().out
+
+
+def test_sixty_classes(tmp_path):
+    rows = [(random_dna(50, i), f"family {i % 60}") for i in range(1800)]
+    files = read_tasks(table(tmp_path / "x", {"train": rows}))
+    assert len(files["x.train.json"][0]["choices"]) == 60
+
+
 # -- leaks
 
 def test_overlapping_rows_are_left_out_of_training(tmp_path, capsys):
@@ -363,7 +412,7 @@ def test_failure_leaves_the_folder_as_it_was(toy, tmp_path):
                         (["--data_dir="], "data_dir is empty"),
                         ([f"--tasks={tmp_path}"], f"{tmp_path}: no task"),
                         ([f"--tasks={tiny}"], "t.fa: no task: give a .csv"),
-                        ([f"--dna={tiny}"], "t.fa: too little to hold any out"),
+                        ([f"--dna={tiny}"], "t.fa: 500 characters are too few to hold some out: give 2,000"),
                         (["--vocab_size=100"], "vocab_size=100 is too small"),
                         (["--val_fraction=0.7"], "val_fraction=0.7 is more than 0.5"),
                         (["--split=mixt"], "split=mixt is not one of"),
@@ -371,6 +420,15 @@ def test_failure_leaves_the_folder_as_it_was(toy, tmp_path):
         with pytest.raises((ValueError, OSError), match=error):
             prepare.main(merge(f"--data_dir={toy}/data", *args))
         assert listing(f"{toy}/data") == before and sorted(os.listdir(f"{toy}/data")) == names
+
+
+def test_the_temporary_folder_is_inside(tmp_path):
+    """data_dir may be a mount point, from which nothing can be moved to another folder in one step."""
+    with pytest.raises(KeyboardInterrupt), prepare.staged(tmp_path / "data") as folder:
+        assert os.path.dirname(folder) == str(tmp_path / "data")
+        assert os.listdir(tmp_path) == ["data"]
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path / "data") == []
 
 
 def test_a_second_run_replaces_the_first(tmp_path):

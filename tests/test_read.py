@@ -125,6 +125,20 @@ def test_paragraphs(tmp_path):
     assert max(map(len, parts)) <= 20_000       # the stretch that prepare.py holds out
 
 
+@pytest.mark.parametrize("text", [
+    "One.\n<|endoftext|>\nTwo\nlines.\n<|endoftext|>\n", "One.<|endoftext|>Two\nlines.",
+    "<|endoftext|>One.\n\n<|endoftext|><|endoftext|> Two\nlines.\n"])
+def test_end_of_text_separates_documents(tmp_path, text):
+    assert list(read_paragraphs(write(tmp_path / "x.txt", text))) == ["One.", "Two\nlines."]
+
+
+@pytest.mark.parametrize("n", range(15_980, 16_002))
+def test_end_of_text_is_found_at_the_edge_of_a_block(tmp_path, n):
+    path = write(tmp_path / "x.txt", "a" * n + "<|endoftext|>" + "b" * 9000)
+    assert "".join(f"{part} " for part in read_paragraphs(path)).replace("a ", "a").replace("b b", "bb") \
+        == "a" * n + "b" * 9000 + " "
+
+
 # -- DNA
 
 def test_reverse_complement():
@@ -341,7 +355,27 @@ def test_dna_of_examples_is_cleaned(tmp_path):
         "ACGTACGTAC", "ACGTACGTACGTACG", "A cat sat."]
 
 
+def test_nan_is_null(tmp_path):
+    """pandas and json.dumps make it of an empty cell."""
+    nan = float("nan")
+    path = write(tmp_path / "x.json", json.dumps([GOOD | {"input": nan, "choices": nan}, GOOD | {"output": nan}]))
+    assert read_alpaca(path) == [GOOD]
+
+
+def test_what_is_not_read_is_counted(tmp_path, capsys):
+    """LLaMA-Factory's Alpaca has a system prompt and a history."""
+    path = write(tmp_path / "x.json", json.dumps([
+        GOOD | {"system": "Be kind.", "history": [["Hello", "Hi"]]}, GOOD | {"system": "", "history": []},
+        GOOD | {"system": "Be kind."}]))
+    assert read_alpaca(path) == [GOOD] * 3
+    assert capsys.readouterr().out.splitlines() == [
+        f"{path}: 2 of 3 examples have a system, which is left out",
+        f"{path}: 1 of 3 examples have a history, which is left out"]
+
+
 @pytest.mark.parametrize("text,message", [
+    ('[{"instruction": "a", "output": "b</s>"}]', "example 1: its output ends in a mark"),
+    ('[{"instruction": "a", "output": "b<|endoftext|> "}]', "example 1: its output ends in a mark"),
     ('[{"instruction": "a", "output": "b"},\n {"instruction": }]', "line 2, column 18: broken JSON"),
     ('{"instruction": "a", "output": "b"}\n{"instruction"\n', "line 2, column 15: broken JSON"),
     ('[{"instruction": "a", "output": "b"}, {"instruction": "a"}]', "example 2: no output"),

@@ -139,7 +139,8 @@ def test_leaks_of_examples():
 
 def test_what_is_scored():
     names = {"x.dev.json": True, "x.test.json": True, "test.json": True, "dev.json": True,
-             "x.dev.reworded.json": True, "x.train.json": False, "latest.json": False,
+             "x.dev.reworded.json": False, "test.train.json": False, "dev.json.json": False,
+             "x.validation.json": True, "x.train.json": False, "latest.json": False,
              "contest.json": False, "alpaca.json": False, "x.val.json": True}
     assert {name: is_scored(name) for name in names} == names
 
@@ -152,7 +153,9 @@ def check(splits):
                   for split, labels in splits.items() if labels})
 
 
-@pytest.mark.parametrize("labels", [["+", "-"], ["-1", "1"], ["1-2", "12"], ["A+", "A-"], ["none", "weak"]])
+@pytest.mark.parametrize("labels", [["+", "-"], ["-1", "1"], ["1-2", "12"], ["A+", "A-"], ["none", "weak"],
+                                    list(map(str, range(50))),
+                                    [f"class {i}" for i in range(60)] * 30])
 def test_labels(labels):
     check({"train": labels})
 
@@ -163,12 +166,26 @@ def test_labels(labels):
     (["non promoter", "promoter"], ["non-promoter"], "dev 0: the label 'non-promoter' is spelled"),
     (["0", "1"], ["0", "2"], "dev 1: no training row has label '2'"),
     (["1", "1"], [], "train 1: all training rows up to here have the same label"),
-    (list(map(str, range(60))), [], "train 50: more than 50 labels"),
+    (list(map(str, range(60))) * 20, [], "60 labels in the 1,200 rows up to here: give classes by name"),
+    ([f"gene {i}" for i in range(60)] * 2, [], "60 labels in the 120 rows up to here: give classes by"),
+    (["A", "B", "A;B"], [], "train 2: the label 'A;B' looks like several: give one per row"),
+    (["A", "B"], ["A|B"], "dev 0: the label 'A|B' looks like several"),
     ([], ["a", "A"], "dev 1: the label 'A' is spelled 'a'"),
 ])
 def test_labels_refused(train, dev, message):
     with pytest.raises(ValueError, match=message):
         check({"train": train, "dev": dev})
+
+
+def test_names_of_splits(tmp_path, capsys):
+    """validation.csv is what `datasets` calls it; a table that is no split is named."""
+    for name in ("a/train.csv", "a/validation.csv", "a/extra.csv", "a/all.tsv.gz", "b/alone.csv"):
+        os.makedirs(os.path.dirname(tmp_path / name), exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert find_tables(str(tmp_path)) == {f"{tmp_path}/a": {
+        "train": f"{tmp_path}/a/train.csv", "dev": f"{tmp_path}/a/validation.csv"}}
+    assert capsys.readouterr().out.splitlines() == [
+        f"{tmp_path}/a/{name}: neither train, dev nor test: ignored" for name in ("all.tsv.gz", "extra.csv")]
 
 
 def test_find_tables(tmp_path):
