@@ -425,12 +425,12 @@ def read_merges(pairs, vocab, specials):
     """pairs: ["a b", ...] or [["a", "b"], ...] -> [(left, right, new), ...] as ids"""
     # Fast encoding relies on this: each merge makes a new token of two earlier ones.
     merges, made = [], vocab.keys() & NAME_BYTE.keys()
-    for pair in pairs:
+    for number, pair in enumerate(pairs, start=1):
         left, right = pair.split(" ") if isinstance(pair, str) else pair
         new = left + right
         if not {left, right} <= made or new in made or new not in vocab:
-            raise ValueError(f"merge {len(merges) + 1}, {left!r} and {right!r}, makes no new "
-                             "token of the vocabulary from two earlier ones")
+            raise ValueError(f"merge {number}, {left!r} and {right!r}, makes no new token "
+                             "of the vocabulary from two earlier ones")
         made.add(new)
         merges.append((vocab[left], vocab[right], vocab[new]))
 

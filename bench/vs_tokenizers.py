@@ -1,54 +1,45 @@
 """
-Time and memory of training and encoding, compared with the `tokenizers` library, and whether the
-merges and ids are the same.
+Time and memory of training and encoding, compared with the `tokenizers` library, and
+whether the merges and ids are the same.
 
     pip install tokenizers
     python -m bench.vs_tokenizers genome.fa.gz books.txt --vocab_size=32000
 """
 import argparse
-import gzip
 import hashlib
 import importlib.util
-import itertools
 import json
-import lzma
 import multiprocessing
 import os
 import statistics
 import sys
 import time
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 
 import config
 from bpe import END_OF_TEXT, PATTERNS, Tokenizer, to_json
+from dna.read import read_dna, read_lines, read_paragraphs
 
 
 def read_documents(path, mb):
-    """-> the first `mb` megabytes of a file, plain, .gz or .xz, as documents: the records of
-    FASTA, in capitals, or the paragraphs of other text"""
-    opener = gzip.open if path.endswith(".gz") else lzma.open if path.endswith(".xz") else open
+    """-> the first `mb` megabytes of a file as documents: the stretches of A, C, G, T in
+    FASTA, or the paragraphs of other text"""
+    _, first = next(read_lines(path))
+    reader = read_dna if first.startswith(">") else read_paragraphs
     docs, size = [], 0
-    with opener(path, "rt", encoding="utf-8") as f:
-        first = f.readline()
-        fasta = first.startswith(">")
-
-        def separates(line):
-            return line.startswith(">") if fasta else not line.strip()
-
-        for separator, lines in itertools.groupby(itertools.chain([first], f), separates):
-            if size >= mb * 1e6:
-                break
-            if not separator:
-                doc = "".join(lines)
-                docs.append("".join(doc.split()).upper() if fasta else doc)
-                size += len(docs[-1])
+    for doc in reader(path, Counter()):
+        if size >= mb * 1e6:
+            break
+        docs.append(doc)
+        size += len(doc)
     return docs
 
 
 def library_trainer(docs, vocab_size, split):
-    """-> the tokenizer that the `tokenizers` library learns with our split and our ids"""
+    """-> the tokenizer that the `tokenizers` library learns with our split and ids"""
     import tokenizers  # needed here only, to compare with
     pre = tokenizers.pre_tokenizers
     steps = [pre.ByteLevel(add_prefix_space=False, use_regex=False)]
@@ -57,21 +48,22 @@ def library_trainer(docs, vocab_size, split):
     tok = tokenizers.Tokenizer(tokenizers.models.BPE())
     tok.pre_tokenizer = pre.Sequence(steps)
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=vocab_size, initial_alphabet=pre.ByteLevel.alphabet(), show_progress=False,
-        special_tokens=[END_OF_TEXT])
+        vocab_size=vocab_size, initial_alphabet=pre.ByteLevel.alphabet(),
+        special_tokens=[END_OF_TEXT], show_progress=False)
     tok.train_from_iterator(docs, trainer)
     return tok
 
 
 def measure(which, files, vocab_size, split, mb):
     """Train and encode once, in a separate process
-    -> (seconds to train, GB at peak, MB/s to encode, fingerprint of the merges and ids)"""
+    -> (seconds to train, GB at peak, MB/s to encode, hash of the merges and ids)"""
     import resource
     docs = [doc for path in files for doc in read_documents(path, mb)]
 
     # Train.
     start = time.perf_counter()
-    tok = (Tokenizer.train if which == "ours" else library_trainer)(docs, vocab_size, split)
+    trainer = Tokenizer.train if which == "ours" else library_trainer
+    tok = trainer(docs, vocab_size, split)
     seconds = time.perf_counter() - start
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
@@ -89,15 +81,17 @@ def measure(which, files, vocab_size, split, mb):
     # What came out
     model = file["model"]
     digest = hashlib.sha256(json.dumps([model["vocab"], model["merges"]]).encode())
-    for one in ids:
-        digest.update(np.array(one if which == "ours" else one.ids, dtype=np.uint32).tobytes())
+    for doc_ids in ids:
+        doc_ids = doc_ids if which == "ours" else doc_ids.ids
+        digest.update(np.array(doc_ids, dtype=np.uint32).tobytes())
     return seconds, peak / 1e9, rate, digest.hexdigest()
 
 
 def bench(files, vocab_size, split, mb, rounds):
     """Ours and, where it is installed, the `tokenizers` library, in interleaved runs
     -> lines of a table"""
-    names = ["ours"] + ["tokenizers"] * (importlib.util.find_spec("tokenizers") is not None)
+    has_library = importlib.util.find_spec("tokenizers") is not None
+    names = ["ours", "tokenizers"] if has_library else ["ours"]
     runs = {name: [] for name in names}
     for _ in range(rounds):
         for name in names:
@@ -107,7 +101,8 @@ def bench(files, vocab_size, split, mb, rounds):
     median = {name: [statistics.median(column) for column in list(zip(*runs[name]))[:3]]
               for name in names}
 
-    yield f"vocabulary {vocab_size:,}, split {split}, {os.cpu_count()} cores, medians of {rounds}"
+    yield (f"vocabulary {vocab_size:,}, split {split}, {os.cpu_count()} cores, "
+           f"medians of {rounds}")
     yield f"{'':12}{'train s':>10}{'peak GB':>10}{'encode MB/s':>13}"
     for name, (seconds, peak, rate) in median.items():
         yield f"{name:12}{seconds:10.1f}{peak:10.2f}{rate:13.2f}"

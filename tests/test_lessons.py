@@ -83,11 +83,11 @@ def test_attention(toy, tmp_path, capsys):
     assert torch.allclose(y, block.attn(x), atol=1e-5)
 
     # each base has the token that holds it, in a prompt with a line break in the middle
-    record = {"instruction": "Is ACGT a CAT?", "input": "ACGTTGCAAGGCTATAAAAG" * 2, "output": "yes"}
-    ids, token_of = attention.encode_record(tok, record, 256)
-    assert "".join(tok.decode([ids[j]]).strip() for j in dict.fromkeys(token_of.values())) == record["input"]
-    assert list(token_of) == list(range(40))
-    assert 0 < attention.attention_on_bases(model, tok, record).sum(axis=2).max() <= 1
+    example = {"instruction": "Is ACGT a naïve CAT?", "input": "ACGTTGCAAGGCTATAAAAG" * 2, "output": "yes"}
+    ids, tokens = attention.encode_example(tok, example, 256)
+    assert "".join(tok.decode([ids[j]]).strip() for j in dict.fromkeys(tokens)) == example["input"]
+    assert len(tokens) == 40
+    assert 0 < attention.attention_on_bases(model, tok, example).sum(axis=2).max() <= 1
 
     attention.main([f"--out_dir={toy}/out", f"--task={toy}/data/tasks/splice.test.json", "--rows=6"])
     assert len(capsys.readouterr().out.splitlines()) == 1 + 3 * 4

@@ -16,8 +16,8 @@ from itertools import cycle
 import regex
 
 import config
-from bpe import (BRANCHES, BYTE_NAME, COMPLETE, MODALITIES, PATTERNS, SHORTEST,
-                 Tokenizer, spell_out, to_bytes)
+from bpe import (BRANCHES, BYTE_NAME, COMPLETE, MODALITIES, PATTERNS, Tokenizer,
+                 spell_out, to_bytes)
 from dna.read import read_fasta, read_lines
 
 # The runs of each alphabet. All other text that has a letter is English.
@@ -39,7 +39,7 @@ def spell(token):
 
 def modality_of(token):
     """The modality of a token by its bytes alone, as in a vocabulary: that of the
-    alphabet with all of them, "both" if a run is a part of it, "other" without a letter"""
+    alphabet that has them all, "both" if it holds a run, "other" without a letter"""
     for name in RUNS:
         if set(token) <= set(MODALITIES[name].alphabet.encode()):
             return name
@@ -120,8 +120,8 @@ def for_browsers(pattern):
 
 
 def report(tok):
-    """-> lines about the vocabulary: how it is shared out, how long the tokens are, how
-    many of them two modalities can use, and how many can never be produced"""
+    """-> lines about the vocabulary: how it is shared out, how long the tokens are, and
+    how many of them can never be produced"""
     special = {tok.vocab[token] for token in tok.specials}
     tokens = {i: token for i, token in tok.bytes_of.items() if i not in special}
     kinds = {i: modality_of(token) for i, token in tokens.items()}
@@ -142,8 +142,6 @@ def report(tok):
         sizes = Counter(len(token) for i, token in tokens.items() if kinds[i] == name)
         yield (f"\ntokens of {name} by length: "
                + ", ".join(f"{n}: {sizes[n]:,}" for n in sorted(sizes)))
-        short = sum(sizes[n] for n in range(SHORTEST))
-        yield f"{ENGLISH} can use {short:,} of these too, which are shorter than a run"
 
     # Tokens whose own text becomes other tokens
     texts = {i: token.decode("utf-8", "replace") for i, token in tokens.items()}
