@@ -1,4 +1,4 @@
-"""results/plot.py: the loss, the scores, the table, and what it says where something is missing."""
+"""tools/plot.py: the loss, the scores, the table, and what it says where something is missing."""
 import gzip
 import json
 import os
@@ -75,9 +75,19 @@ def test_loss_of_two_runs(runs, tmp_path, texts):
     """Each run is named with the loss that it ended with, in the panels that it has."""
     draw_loss(runs, str(tmp_path / "two.png"))
     assert (tmp_path / "two.png").read_bytes().startswith(PNG)
-    assert {"a: 1.900", "b: 1.800", "a: 2.500"} <= texts()
+    assert {"a: 1.900", "b: 1.800", "a: 2.500", "bits per base", "bits per byte"} <= texts()
     with pytest.raises(ValueError, match="where should the picture go"):
         main(list(runs))
+
+
+def test_panels_follow_from_the_log(tmp_path, texts):
+    """One for each unit that a run has bits of, whatever it is called."""
+    a = write_log(tmp_path / "a", {"step": 1, "val_loss": 6.1, "bits_per_base": 2.0, "bits_per_byte": None,
+                                   "bits_per_residue": 4.0})
+    draw_loss([a], str(tmp_path / "loss.png"))
+    assert {"bits per base", "bits per residue"} <= texts() and "bits per byte" not in texts()
+    from matplotlib import pyplot as plt
+    assert len(plt.gcf().axes) == 2
 
 
 def test_log_without_evaluation_is_refused(tmp_path):
@@ -109,7 +119,7 @@ def test_scores(tmp_path, texts):
     draw_scores([a, b], str(tmp_path / "scores.png"))
     assert (tmp_path / "scores.png").read_bytes().startswith(PNG)
     assert {"tuned", "bare", "tf_0", "tf_1 *", "6-mer baseline", "DNABERT-2"} <= texts()
-    assert not {"talk", "elsewhere", "DNAHLM, the paper", "classifier, one per task"} & texts()
+    assert not {"talk", "elsewhere", "DNAHLM, the paper"} & texts()
 
 
 def test_published_figures_have_the_names_of_the_logs():

@@ -8,8 +8,8 @@ Draw runs, or print their scores side by side.
     python -m tools.plot --compare out/a out/b+out/c      # a table of MCC; b+c: mean ± std
     python -m tools.plot --explain why.tsv --mark "TATA box:80-88"    # which bases matter
 
-The loss comes from log.jsonl, in bits per base of DNA and bits per byte of English; the scores
-come from scores.json, and what a label depends on from sample.py --explain. Pictures need
+The loss comes from log.jsonl, in bits per base, per byte, and whatever else train.py logs. The scores
+come from scores.json. What a label depends on comes from sample.py --explain. Pictures need
 matplotlib (`pip install matplotlib`), the table does not.
 """
 import argparse
@@ -22,8 +22,6 @@ from statistics import mean, stdev
 
 import config
 from dna.read import read_lines
-
-PANELS = {"bits_per_base": "DNA: bits per base", "bits_per_byte": "English: bits per byte"}
 
 # MCC on GUE, under the task names that prepare.py gives. The DNAHLM paper's are recomputed from
 # its published answers, on a random split of its own (Wang Liang, 2024, arXiv 2410.16917).
@@ -66,8 +64,8 @@ def tidy(axis):
 # The loss
 
 def read_log(folder):
-    """-> the evaluations of a pretraining run, a list of dicts with "tokens" (seen so far),
-    "bits_per_base" and "bits_per_byte"; ValueError where there are none"""
+    """-> the evaluations of a pretraining run, a list of dicts with "tokens" (seen so far) and
+    "bits_per_base" or other units; ValueError where there are none"""
     path = os.path.join(folder, "log.jsonl")
     tokens, evaluations = 0, []
     with open(path, encoding="utf-8") as f:
@@ -77,9 +75,9 @@ def read_log(folder):
             except json.JSONDecodeError:
                 raise ValueError(f"{path}: line {number}: not JSON: was the file cut short? "
                                  "Remove that line") from None
-            # An evaluation has no "tokens": they are those of the last training line before it.
+            # an evaluation has no "tokens": they are those of the last training line before it
             tokens = line.get("tokens", tokens)
-            if line.get("bits_per_base") or line.get("bits_per_byte"):
+            if any(value for key, value in line.items() if key.startswith("bits_per_")):
                 evaluations.append(line | {"tokens": tokens})
     if not evaluations:
         raise ValueError(f"{path}: no evaluation of held-out text in it: give a folder that "
@@ -88,21 +86,22 @@ def read_log(folder):
 
 
 def draw_loss(folders, out):
-    """Draw pretraining runs: a panel for each modality, a line for each run. out: the image"""
+    """Draw pretraining runs: a panel for each unit of the loss, a line for each run. out: the image"""
+    logs = {folder: read_log(folder) for folder in folders}
+    units = sorted({key for log in logs.values() for e in log for key in e
+                    if key.startswith("bits_per_") and e[key]})
     plt = pyplot()
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), constrained_layout=True)
-    for folder in folders:
-        evaluations = read_log(folder)
-        for axis, key in zip(axes, PANELS):
-            points = [(e["tokens"] / 1e6, e[key]) for e in evaluations if e.get(key)]
+    figure, axes = plt.subplots(1, len(units), figsize=(4.5 * len(units), 3.4), squeeze=False,
+                                constrained_layout=True)
+    for axis, unit in zip(axes[0], units):
+        for i, (folder, log) in enumerate(logs.items()):
+            points = [(e["tokens"] / 1e6, e[unit]) for e in log if e.get(unit)]
             if points:
                 label = f"{run_name(folder)}: {points[-1][1]:.3f}"      # the loss it ended with
-                axis.plot(*zip(*points), marker=".", linewidth=1.5, label=label)
-    for axis, title in zip(axes, PANELS.values()):
-        axis.set(title=title, xlabel="tokens seen, millions")
+                axis.plot(*zip(*points), marker=".", linewidth=1.5, color=f"C{i}", label=label)
+        axis.set(title=unit.replace("_", " "), xlabel="tokens seen, millions")
         tidy(axis)
-        if axis.lines:
-            axis.legend(frameon=False)
+        axis.legend(frameon=False)
     figure.savefig(out, dpi=150)
 
 
@@ -132,13 +131,13 @@ def draw_scores(paths, out):
     row = {name: y for y, name in enumerate(sorted(first, reverse=True))}   # the first on top
     figure, axis = plt.subplots(figsize=(8, 1.2 + 0.27 * len(row)), constrained_layout=True)
 
-    # The runs side by side, each a little below the one before.
+    # the runs side by side, each a little below the one before
     for i, (path, scores) in enumerate(zip(paths, runs)):
         shift = 0.2 * ((len(runs) - 1) / 2 - i)
         draw_run(axis, scores, row, shift, color=f"C{i}", label=run_name(path))
     draw_references(axis, first, row)
 
-    # A star marks the tasks that were scored but not tuned on.
+    # a star marks the tasks that were scored but not tuned on
     untuned = {name for name in row if not first[name].get("tuned", True)}
     axis.set_yticks(range(len(row)), [f"{name} *" if name in untuned else name for name in row])
     axis.set(xlabel="MCC   (* not tuned on)" if untuned else "MCC", ylim=(-0.7, len(row) - 0.3))
@@ -160,13 +159,9 @@ def draw_run(axis, scores, row, shift, color, label):
 
 
 def draw_references(axis, scores, row):
-    """What a run is compared with. scores: of a run, which may hold its baselines"""
-    def known(key):
-        return {name: s[key] for name, s in scores.items() if s.get(key) is not None}
-
-    references = [("6-mer baseline", "|", "black", known("kmer_mcc")),
-                  ("classifier, one per task", "+", "tab:purple", known("classify_mcc")),
-                  ("DNAHLM, the paper", "x", "tab:red", DNAHLM),
+    """What a run is compared with. scores: of a run, which may hold its baseline"""
+    kmers = {name: s["kmer_mcc"] for name, s in scores.items() if s.get("kmer_mcc") is not None}
+    references = [("6-mer baseline", "|", "black", kmers), ("DNAHLM, the paper", "x", "tab:red", DNAHLM),
                   ("DNABERT-2", "D", "tab:gray", DNABERT_2)]
     for label, marker, color, mccs in references:
         mccs = {name: mcc for name, mcc in mccs.items() if name in row}
@@ -181,7 +176,7 @@ def draw_confusion(path, out):
     scores = {name: s for name, s in read_scores(path).items() if s.get("confusion")}
     if not scores:
         raise ValueError(f"{path}: no confusion matrix in it: score the model again, by "
-                         "instruct.py --epochs=0 --scores=FILE, and give that file")
+                         "instruct.py --epochs=0 --out_dir=NEW, and give that folder")
     plt = pyplot()
     columns = min(4, len(scores))
     rows = math.ceil(len(scores) / columns)
@@ -215,25 +210,25 @@ def compare(columns):
     columns: scores.json files or their folders; `a+b` gives the mean over a and b and its sample
     standard deviation, for several seeds. The last line is the mean over the tasks that all
     columns share."""
-    # For each column {task: its MCC in each of the runs}, of the tasks that all its runs have.
-    found = []
+    # for each column {task: its MCC in each of the runs}, of the tasks that all its runs have
+    mccs = []
     for column in columns:
         runs = [read_scores(path) for path in column.split("+")]
-        found.append({name: [run[name]["mcc"] for run in runs] for name in runs[0]
-                      if all(name in run for run in runs)})
+        mccs.append({name: [run[name]["mcc"] for run in runs] for name in runs[0]
+                     if all(name in run for run in runs)})
 
-    # The mean over tasks is taken within each run first, so that ± is over runs there too.
-    names = sorted({name for column in found for name in column})
-    shared = [name for name in names if all(name in column for column in found)]
+    # the mean over tasks is taken within each run first, so that ± is over runs there too
+    names = sorted({name for column in mccs for name in column})
+    shared = [name for name in names if all(name in column for column in mccs)]
     if shared:
         names.append(f"mean of {len(shared)}")
-        for column in found:
+        for column in mccs:
             column[names[-1]] = [mean(run) for run in zip(*(column[name] for name in shared))]
 
     width = max(map(len, ["MCC", *names]))
     lines = [f"column {i}: {column}" for i, column in enumerate(columns, start=1)]
     lines += ["", f"{'MCC':{width}}" + "".join(f"{i:>15}" for i in range(1, len(columns) + 1))]
-    lines += [f"{name:{width}}" + "".join(f"{cell(column.get(name)):>15}" for column in found)
+    lines += [f"{name:{width}}" + "".join(f"{cell(column.get(name)):>15}" for column in mccs)
               for name in names]
     return "\n".join(lines)
 
@@ -255,28 +250,28 @@ PER_ROW = 60        # bases
 def read_explanation(path):
     """path: what sample.py --explain wrote -> [(name, label, [(base, mean change), ...]), ...], the
     mean over the bases that differ from the sequence's own"""
-    found = []
+    sequences = []
     lines = (line for _, line in read_lines(path))      # it may be gzipped
     for number, line in enumerate(csv.DictReader(lines, delimiter="\t"), start=2):
         try:
             changes = [float(line[base]) for base in "ACGT" if base != line["base"]]
             if int(line["position"]) == 1:
-                found.append((line["name"], line["label"], []))
-            found[-1][2].append((line["base"], mean(changes)))
+                sequences.append((line["name"], line["label"], []))
+            sequences[-1][2].append((line["base"], mean(changes)))
         except (KeyError, TypeError, ValueError, IndexError):
             raise ValueError(f"{path}: line {number}: not what sample.py --explain "
                              "wrote") from None
-    if not found:
+    if not sequences:
         raise ValueError(f"{path}: no bases in it: give what sample.py --explain wrote")
-    return found
+    return sequences
 
 
 def read_marks(texts):
     """["TATA box:80-88"] -> [("TATA box", 80, 88)], positions from 1"""
-    found = [re.fullmatch(r"(.+):(\d+)-(\d+)", text) for text in texts]
-    if None in found:
-        raise ValueError(f"--mark={texts[found.index(None)]}: write NAME:FIRST-LAST")
-    return [(m[1], int(m[2]), int(m[3])) for m in found]
+    matches = [re.fullmatch(r"(.+):(\d+)-(\d+)", text) for text in texts]
+    if None in matches:
+        raise ValueError(f"--mark={texts[matches.index(None)]}: write NAME:FIRST-LAST")
+    return [(m[1], int(m[2]), int(m[3])) for m in matches]
 
 
 def draw_letter(axis, base, position, value):
@@ -295,13 +290,14 @@ def draw_letter(axis, base, position, value):
 def draw_explanation(path, out, marks=()):
     """Draw each base as high as the mean change of the label's log-odds when it is replaced, 60 of
     them a row. marks: (name, first, last) positions of what is known. out: the image"""
-    found = read_explanation(path)
-    parts = [(record, start) for record in found for start in range(0, len(record[2]), PER_ROW)]
+    sequences = read_explanation(path)
+    parts = [(sequence, start) for sequence in sequences
+             for start in range(0, len(sequence[2]), PER_ROW)]
     if len(parts) > 60:
-        raise ValueError(f"{path}: {len(found)} sequences of {len(parts)} lines in all are too many "
-                         "for a picture: explain fewer at a time")
+        raise ValueError(f"{path}: {len(sequences)} sequences of {len(parts)} lines in all are too "
+                         "many for a picture: explain fewer at a time")
     plt = pyplot()
-    values = [value for *_, bases in found for _, value in bases]
+    values = [value for *_, bases in sequences for _, value in bases]
     low, high = min(values), max(0, *values)
     room = 0.15 * (high - low or 1)        # below for the sequence, above for the marks
     figure, axes = plt.subplots(len(parts), figsize=(10, 0.4 + 1.6 * len(parts)), squeeze=False,
