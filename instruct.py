@@ -3,13 +3,14 @@ Instruction tuning: one model, many tasks, and a score for each.
 
     python instruct.py                                        # the toy world, after train.py
     python instruct.py config/laptop.toml --leave_out='mouse_1,EMP_*' --out_dir=out/left-out
-    python instruct.py --init_from=out/laptop-instruct --epochs=0 --eval_tasks='my/*.json'
+    python instruct.py --init_from=models/laptop --epochs=0 --eval_tasks='my/*.json' --out_dir=out/my
 
-The last one only scores, and writes scores.json (or scores-2.json, ...) in init_from. A row is a
-prompt, the response and <|endoftext|>; the loss is on the latter two, so that the model learns to
-answer and then to stop. out_dir gets what train.py writes, and scores.json.
+The last one only scores. A row is a prompt, the response and <|endoftext|>. The loss is on the
+latter two, so the model learns to answer and then to stop. out_dir gets what train.py writes, and
+scores.json. Where both strands have the same answer ("either_strand" in the tasks), the model is
+tuned on both, and its probabilities are the mean of both.
 
-Shapes: B batch, T time (tokens), P tokens of the shared prefix.
+Shapes: B batch, T time (tokens), P tokens of the shared prefix, K choices.
 """
 import fnmatch
 import functools
@@ -31,18 +32,19 @@ import config
 from config import require
 from config.machine import find_machine
 from dna.metrics import add_baselines, judge, table, with_means
-from dna.tasks import (alpaca_parts, by_task, find_files, fold, is_dna, other_strand,
-                       read_examples, without_leaks)
+from dna.read import is_dna
+from dna.tasks import (alpaca_parts, alpaca_prompt, by_task, find_files, find_leaks, fold,
+                       other_strand, read_examples)
 from model import common_prefix, load_checkpoint
 from train import RunConfig, fit, load_model, open_out_dir, resume_from
 
 
 @dataclass
 class InstructConfig(RunConfig):
-    out_dir: str = "out/toy-instruct"   # folder to write to
     init_from: str = "out/toy"      # folder of the model to start from
+    out_dir: str = "out/toy-instruct"   # folder to write to
     tasks: tuple = ("data/toy/tasks/*.train.json",)     # Alpaca files to tune on
-    eval_tasks: tuple = ("data/toy/tasks/*.test.json",)     # Alpaca files or folders of CSV to score
+    eval_tasks: tuple = ("data/toy/tasks/*.test.json",)     # Alpaca files to score
     leave_out: tuple = ()           # tasks, by name or pattern, not to tune on
     balance: float = 0.0            # 0: a task counts by its rows, 1: all tasks alike, 0.5: between
     epochs: float = 2.0             # passes over the rows; 0: only score init_from
@@ -53,42 +55,42 @@ class InstructConfig(RunConfig):
     eval_interval: int = 250        # steps between evaluations, each with a checkpoint
     prompt_loss: bool = False       # a loss on the prompt too, as in the paper
     val_fraction: float = 0.02      # share of the rows held out of tuning, to choose best.pt
-    both_strands: bool = False      # tune on both strands, and score by the mean of both, where the
-                                    # answer is the same
-    mixed: bool = False             # mix instructions in a batch, for a GPU: few shapes, no prefix
-    scores: str = ""                # file for the scores, if not scores.json in out_dir (or, where
-                                    # epochs=0, in init_from)
+    mix_instructions: bool = False  # in a batch, for a GPU: few shapes, and no shared prefix
     compile: str = "no"             # auto, yes, no: torch.compile; row lengths vary
 
 
 # ----------------------------------------------------------------------------------------------
-# From an example to ids
+# From an example to ids. An example is a dict: "instruction", "input", "output", "task", and where
+# there is a choice of answers "choices".
 
-def encode_prompts(tok, asked, max_len):
-    """list of (instruction, input) -> (an array of ids per prompt, how many inputs were cut)
+def encode_prompts(tok, pairs, max_len):
+    """Encode prompts of at most max_len ids. A longer one loses the end of its input.
 
-    A prompt of more than max_len ids loses the end of its input; it is None where not even the
-    instruction fits. The texts before the input, the input, and the text after it are encoded apart,
-    so that the cut is a slice."""
-    # instructions repeat: each is encoded once
+    pairs: (instruction, input), ...
+    -> a list with an array of ids per prompt, None where not even the instruction fits; and a list
+    that says of each whether its input was cut
+    """
+    # the texts before the input, the input, and the text after it are encoded apart, so that the
+    # cut is a slice; instructions repeat, and each is encoded once
     parts = {(instruction, bool(input)): alpaca_parts(instruction, bool(input))
-             for instruction, input in asked}
+             for instruction, input in pairs}
     texts = list(dict.fromkeys(text for pair in parts.values() for text in pair))
     ids_of = dict(zip(texts, tok.encode_batch(texts)))
+    inputs = tok.encode_batch([fold(input) for _, input in pairs])
 
-    prompts, n_cut = [], 0
-    inputs = tok.encode_batch([fold(input) for _, input in asked])
-    for (instruction, input), ids in zip(asked, inputs):
+    prompts, is_cut = [], []
+    for (instruction, input), ids in zip(pairs, inputs):
         before, after = (ids_of[text] for text in parts[instruction, bool(input)])
-        left = max_len - len(before) - len(after)
-        n_cut += 0 <= left < len(ids)
-        prompts.append(np.concatenate([before, ids[:left], after]) if left >= 0 else None)
-    return prompts, n_cut
+        room = max_len - len(before) - len(after)
+        prompts.append(np.concatenate([before, ids[:room], after]) if room >= 0 else None)
+        is_cut.append(0 <= room < len(ids))
+    return prompts, is_cut
 
 
 def max_prompt_len(tok, choices, block_size):
     """-> the most tokens that a prompt may have: the context less the longest choice and its stop
-    token, or less an eighth of the context where there are no choices"""
+    token, or less an eighth of the context where there are no choices. One limit for all rows: the
+    cut of an input tells nothing about its answer."""
     longest = max((len(ids) + 1 for ids in tok.encode_batch(choices)), default=block_size // 8)
     require(longest <= block_size // 2,
             f"a choice is {longest} tokens long, of block_size={block_size}: shorten it")
@@ -102,32 +104,61 @@ class Row(NamedTuple):
     instruction: str        # rows that share it share a prefix
 
 
-def encode_rows(records, tok, block_size, max_len):
-    """-> a Row per record, None for one that does not fit. An input is cut so that its prompt has at
-    most max_len tokens: one limit for all rows, so that the cut tells nothing about the answer."""
-    asked = [(r["instruction"], r["input"]) for r in records]
-    prompts, n_cut = encode_prompts(tok, asked, max_len)
-    responses = tok.encode_batch([r["output"] for r in records])
-    rows = [None] * len(records)
-    for i, (r, prompt, response) in enumerate(zip(records, prompts, responses)):
+def encode_rows(examples, tok, block_size, max_len):
+    """-> a list with a Row per example, None for one that does not fit into block_size tokens. An
+    input is cut so that its prompt has at most max_len tokens."""
+    prompts, is_cut = encode_prompts(tok, [(e["instruction"], e["input"]) for e in examples], max_len)
+    responses = tok.encode_batch([e["output"] for e in examples])
+    rows = [None] * len(examples)
+    for i, (e, prompt, response) in enumerate(zip(examples, prompts, responses)):
         if prompt is not None and len(prompt) + len(response) < block_size:
-            response = np.append(response, [tok.eot])
-            rows[i] = Row(prompt, response, r["task"], r["instruction"])
-    if n_cut:
-        print(f"{n_cut:,} of {len(rows):,} inputs were cut to fit into {max_len} tokens")
-    if n_left := sum(row is None for row in rows):
-        print(f"{n_left:,} of {len(rows):,} records do not fit into {block_size} tokens: left out")
+            rows[i] = Row(prompt, np.append(response, [tok.eot]), e["task"], e["instruction"])
+    print_cuts(sum(is_cut), sum(row is None for row in rows), len(rows), max_len)
     return rows
+
+
+def print_cuts(n_cut, n_left_out, n, max_len):
+    if n_cut:
+        print(f"{n_cut:,} of {n:,} inputs were cut, to fit into {max_len} tokens")
+    if n_left_out:
+        print(f"{n_left_out:,} of {n:,} examples do not fit into the context: left out")
+
+
+# ----------------------------------------------------------------------------------------------
+# A tuned model knows prompts of one form
+
+def prompt_form():
+    """-> the prompt of a fixed example, whose DNA is long enough to be folded. A tuned model's
+    checkpoint holds it, as "prompt"."""
+    return alpaca_prompt("Is it a promoter?", "GATTACA" * 5)
+
+
+def check_prompt(state, folder):
+    """ValueError if a checkpoint was tuned on prompts of another form than this code writes. A
+    pretrained model, which has no questions, has seen no prompts."""
+    require("prompt" in state or "questions" not in state,
+            f"{folder}: tuned before models stored the form of their prompts: use it with commit "
+            "9eba337, or tune it again")
+    require(state.get("prompt", prompt_form()) == prompt_form(),
+            f"{folder}: this code writes prompts in another form than the model was tuned on: undo "
+            "the change of dna/tasks.py, or tune the model again")
+
+
+def load_for_prompts(folder, device="cpu", dropout=0.0):
+    """As train.load_model(), for whoever makes prompts of alpaca_prompt()'s form"""
+    model, tok, state = load_model(folder, device, dropout)
+    check_prompt(state, folder)
+    return model, tok, state
 
 
 # ----------------------------------------------------------------------------------------------
 # Batches
 
-def epoch_batches(rows, batch_size, balance, seed, mixed=False):
-    """One epoch -> lists of row numbers, a function of the seed alone. Rows with the same
-    instruction (unless `mixed`) and of similar length go together: little padding, and a long
-    shared prefix. balance: as in the config; a task drawn more often than it has rows repeats
-    them."""
+def epoch_batches(rows, batch_size, balance, seed, mix_instructions=False):
+    """-> the batches of an epoch, lists of indices of rows, a function of the seed alone. Rows with
+    the same instruction (unless they are mixed) and of similar length go together: little padding,
+    and a long shared prefix. balance: as in the config; a task that is drawn more often than it has
+    rows repeats them."""
     rng = np.random.default_rng(seed)
     members = defaultdict(list)
     for i, row in enumerate(rows):
@@ -139,32 +170,35 @@ def epoch_batches(rows, batch_size, balance, seed, mixed=False):
     drawn = np.concatenate([np.resize(rng.permutation(m), n)
                             for m, n in zip(members.values(), np.diff(bounds))])
 
-    # shuffled before they are sorted, so that ties are in random order; by the prompt's length, as
-    # that of the response would sort by label
+    # shuffle first, so that ties are random; sort by the length of the prompt alone, because that of
+    # the response would give the label away
     drawn = sorted(rng.permutation(drawn).tolist(), key=lambda i: (
-        "" if mixed else rows[i].instruction, len(rows[i].prompt)))
+        "" if mix_instructions else rows[i].instruction, len(rows[i].prompt)))
     batches = [drawn[i:i + batch_size] for i in range(0, len(drawn), batch_size)]
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-SHAPES = 32     # mixed batches are padded to a multiple of so many tokens
+ROUND_TO = 32   # tokens; mixed batches are padded to a multiple of it, so that they have few shapes
 
 
-def collate(rows, prompt_loss=False, mixed=False):
+def collate(rows, prompt_loss=False, mix_instructions=False):
     """Rows -> the arguments of GPT.forward():
 
     idx (B, T), without the prefix; padded on the right
     targets (N,), the ids of the responses
-    prefix (P,), that all prompts share; none if `mixed`
-    at (N,), the positions in idx.flatten() that predict them
+    prefix (P,), which all prompts share; none where instructions are mixed
+    at (N,), the positions in idx.flatten() that predict the targets
 
-    With prompt_loss, idx (B, T) and targets (B, T) alone: the prompts have targets too, and only the
-    padding's are -1.
+    With prompt_loss only idx (B, T) and targets (B, T). The prompts have targets too, and those of
+    the padding are -1.
     """
     # the tokens
-    P = 0 if prompt_loss or mixed else common_prefix([row.prompt.tolist() for row in rows])
+    P = common_prefix([row.prompt.tolist() for row in rows])
+    if prompt_loss or mix_instructions:
+        P = 0
     T = max(len(row.prompt) + len(row.response) for row in rows) - P - 1
-    T = math.ceil(T / SHAPES) * SHAPES if mixed else T
+    if mix_instructions:
+        T = math.ceil(T / ROUND_TO) * ROUND_TO
     idx, targets = torch.zeros(len(rows), T, dtype=torch.long), torch.full((len(rows), T), -1)
     for i, row in enumerate(rows):
         ids = torch.from_numpy(np.concatenate([row.prompt[P:], row.response]).astype(np.int64))
@@ -174,100 +208,144 @@ def collate(rows, prompt_loss=False, mixed=False):
     if prompt_loss:
         return idx, targets
 
-    # where there is something to learn, found here and not where one would wait for the GPU
+    # positions that have a target; found on the CPU, so that the GPU never waits
     at = (targets.flatten() != -1).nonzero()[:, 0]
     return idx, targets.flatten()[at], torch.from_numpy(rows[0].prompt[:P].astype(np.int64)), at
 
 
 # ----------------------------------------------------------------------------------------------
+# The probability of each label
+
+class Answer(NamedTuple):
+    log_p: np.ndarray       # log-probability of each choice (K,), relative to the others
+    is_greedy: np.ndarray   # whether greedy decoding would write it and stop, bool (K,)
+    is_cut: bool            # whether the input was cut, to fit into the context
+
+
+def choices_of(example):
+    """An example without choices has one: its output, which greedy decoding would write or not."""
+    return example.get("choices") or [example["output"]]
+
+
+def label_probabilities(model, tok, examples, max_len, machine, what, batch_size=64):
+    """How likely each choice is as the answer to an example. Where both strands have the same
+    answer, the probability is the mean of both.
+
+    max_len: the most tokens that a prompt may have
+    what: a word for the progress bar
+    -> a list with an Answer per example, None for one that does not fit into the context
+    """
+    # the prompts, those of the other strand at the end
+    rows = examples + other_strand(examples)
+    prompts, is_cut = encode_prompts(tok, [(e["instruction"], e["input"]) for e in rows], max_len)
+    texts = sorted({choice for e in rows for choice in choices_of(e)})
+    ids_of = {text: [*ids.tolist(), tok.eot] for text, ids in zip(texts, tok.encode_batch(texts))}
+
+    def fits(i):
+        longest = max(len(ids_of[choice]) for choice in choices_of(rows[i]))
+        return prompts[i] is not None and len(prompts[i]) + longest <= model.config.block_size
+
+    def kind(i):
+        # lengths within 16 stay in their order: neighbours, such as mutants of a sequence, may have
+        # a long prefix in common
+        return choices_of(rows[i]), rows[i]["instruction"], len(prompts[i]) // 16
+
+    # batches have the same choices; the same instruction and similar lengths make them fast
+    answers = [None] * len(rows)
+    order = sorted(filter(fits, range(len(rows))), key=kind)
+    few = len(order) <= batch_size      # done before a bar is read
+    bar = tqdm(total=len(order), desc=what, unit=" rows", disable=few or not machine.is_main or None)
+    for choices, group in itertools.groupby(order, key=lambda i: choices_of(rows[i])):
+        group = list(group)
+        for start in range(0, len(group), batch_size):
+            batch = group[start:start + batch_size]
+            with machine.autocast():
+                nats, is_greedy = model.log_likelihoods([prompts[i].tolist() for i in batch],
+                                                        [ids_of[choice] for choice in choices])
+            log_p = nats.cpu().double().log_softmax(dim=1).numpy()
+            for i, *answer in zip(batch, log_p, is_greedy.cpu().numpy()):
+                answers[i] = Answer(*answer, is_cut[i])
+            bar.update(len(batch))
+    bar.close()
+
+    # the mean of both strands
+    both = [i for i, e in enumerate(examples) if e.get("either_strand")]
+    for i, other in zip(both, answers[len(examples):]):
+        if answers[i] and other:
+            log_p = np.logaddexp(answers[i].log_p, other.log_p) - math.log(2)
+            answers[i] = Answer(log_p, answers[i].is_greedy, answers[i].is_cut or other.is_cut)
+    return answers[:len(examples)]
+
+
+# ----------------------------------------------------------------------------------------------
 # Scores
 
-def candidates(record):
-    """What an answer is chosen from. Without choices only the right answer is looked at: would
-    greedy decoding write it?"""
-    return record.get("choices") or [record["output"]]
-
-
-def answer(model, tok, records, max_len, cfg, machine, bar):
-    """-> per record the probabilities of its candidates, and whether greedy decoding would write the
-    right answer and stop; None for a record that does not fit"""
-    rows = encode_rows(records, tok, model.config.block_size, max_len)
-    answers = [None] * len(rows)
-
-    # rows of a batch have the same candidates; the same instruction and length make it fast
-    order = sorted([i for i, row in enumerate(rows) if row is not None], key=lambda i: (
-        candidates(records[i]), rows[i].instruction, len(rows[i].prompt)))
-    for choices, group in itertools.groupby(order, key=lambda i: candidates(records[i])):
-        group = list(group)
-        ids = [c.tolist() + [tok.eot] for c in tok.encode_batch(choices)]
-        # without gradients, there is memory for four times as many rows
-        for start in range(0, len(group), 4 * cfg.batch_size):
-            batch = group[start:start + 4 * cfg.batch_size]
-            prompts = [rows[i].prompt.tolist() for i in batch]
-            with machine.autocast():
-                nats, greedy = model.log_likelihoods(prompts, ids)
-            for i, p, written in zip(batch, nats.softmax(dim=1).tolist(), greedy.tolist()):
-                answers[i] = p, written[choices.index(records[i]["output"])]
-            bar.update(len(batch))
-    return answers
-
-
-def answer_both_strands(model, tok, records, *rest):
-    """As answer(), with the mean of both strands' probabilities where the answer is the same"""
-    answers = answer(model, tok, records, *rest)
-    turned = iter(answer(model, tok, other_strand(records), *rest))
-    for i, r in enumerate(records):
-        if r.get("either_strand"):
-            other = next(turned)
-            if answers[i] and other:
-                answers[i] = np.mean([answers[i][0], other[0]], axis=0), answers[i][1]
-    return answers
-
-
-def score(model, tok, records, max_len, cfg, machine):
-    """-> {task: n, exact_match, majority, and what judge() says}. exact_match is whether greedy
-    decoding writes the right answer and stops; majority is the accuracy of always giving the most
-    frequent answer; the rest takes the most likely choice."""
+def score(model, tok, examples, max_len, cfg, machine):
+    """-> {task: what score_task() says}"""
+    # each process answers its share; without gradients, there is memory for four times as many rows
     model.eval()
-    ask = answer_both_strands if cfg.both_strands else answer
-    total = len(records) + cfg.both_strands * len(other_strand(records))
-    bar = tqdm(total=total, desc="scoring", unit=" rows", disable=None if machine.is_main else True)
-    scores = {}
-    for task, members in sorted(by_task(records).items()):
-        # a row per record: each label's probability, whether it was answered, whether rightly
-        labels = sorted({c for r in members for c in r.get("choices", [])})
-        found = np.zeros((len(members), len(labels) + 2))
-        mine = range(machine.rank, len(members), machine.world)
-        answers = ask(model, tok, [members[i] for i in mine], max_len, cfg, machine, bar)
-        for i, a in zip(mine, answers):
-            if a is not None:
-                choices = members[i].get("choices", [])
-                found[i, [labels.index(c) for c in choices]] = a[0][:len(choices)]
-                found[i, -2:] = 1, a[1]
-        found = np.reshape(machine.sum(*found.ravel()), found.shape)    # from all processes
+    share = label_probabilities(model, tok, examples[machine.rank::machine.world], max_len, machine,
+                                "scoring", 4 * cfg.batch_size)
+    answers = [None] * len(examples)
+    for rank, share in enumerate(machine.gather(share)):
+        answers[rank::machine.world] = share
+    if machine.is_main:
+        print_cuts(sum(a is not None and a.is_cut for a in answers), answers.count(None),
+                   len(answers), max_len)
 
-        # what they amount to
-        n, exact = found[:, -2:].sum(axis=0)
-        judged = [i for i, r in enumerate(members) if found[i, -2] and r.get("choices")]
-        true = np.array([labels.index(members[i]["output"]) for i in judged], dtype=int)
-        most_frequent = max(Counter(r["output"] for r in members).values())
-        scores[task] = {"n": int(n), **judge(found[judged, :-2], true, labels),
-                        "exact_match": exact / n if n else None,
-                        "majority": most_frequent / len(members)}
-    bar.close()
-    return scores
+    answered = by_task([e | {"answer": a} for e, a in zip(examples, answers)])
+    return {task: score_task(answered[task]) for task in sorted(answered)}
+
+
+def score_task(examples):
+    """Score a task's examples, each with its "answer".
+
+    -> {n, exact_match, majority, and what judge() says}. exact_match is the share that greedy
+    decoding answers rightly and then stops. majority is the accuracy of always giving the most
+    frequent answer. The rest takes the likeliest choice, and leaves out examples without choices.
+    """
+    answered = [e for e in examples if e["answer"]]
+    exact = [e["answer"].is_greedy[choices_of(e).index(e["output"])] for e in answered]
+    most_frequent = max(Counter(e["output"] for e in examples).values())
+
+    judged = [e for e in answered if e.get("choices")]
+    labels = sorted({choice for e in examples for choice in e.get("choices", [])})
+    chosen = [e["choices"][e["answer"].log_p.argmax()] for e in judged]
+    return {"n": len(answered), **judge([e["output"] for e in judged], chosen, labels),
+            "exact_match": sum(exact) / len(exact) if exact else None,
+            "majority": most_frequent / len(examples)}
 
 
 # ----------------------------------------------------------------------------------------------
 # Tuning
 
-def hold_out(records, cfg):
-    """-> (validation records, training records). Reverse complements are added to the training
-    records only after the split, so that none is of a held-out record."""
-    order = np.random.default_rng(cfg.seed).permutation(len(records))
-    n_val = max(1, int(len(records) * cfg.val_fraction))
-    val, train = [records[i] for i in order[:n_val]], [records[i] for i in order[n_val:]]
-    return val, train + other_strand(train) if cfg.both_strands else train
+def examples_to_tune(cfg, test):
+    """-> the examples of cfg.tasks, without the tasks to leave out and without those that `test`,
+    which is scored, gives away"""
+    examples = read_examples(cfg.tasks)
+    names, left_out = {e["task"] for e in examples}, set()
+    for pattern in cfg.leave_out:
+        matched = fnmatch.filter(names, pattern)
+        require(matched, f"leave_out={pattern}: no task of this name: there are "
+                f"{', '.join(sorted(names))}")
+        left_out.update(matched)
+    examples = [e for e in examples if e["task"] not in left_out]
+
+    leaks = find_leaks(examples, test)
+    if leaks:
+        print(f"{len(leaks):,} of {len(examples):,} rows overlap with rows of eval_tasks: left out")
+    examples = [e for i, e in enumerate(examples) if i not in leaks]
+    require(examples, f"{', '.join(cfg.tasks)}: nothing is left to tune on")
+    return examples
+
+
+def hold_out(examples, cfg):
+    """-> (validation examples, training examples). Reverse complements are added to the training
+    examples only after the split, so that none is of a held-out example."""
+    order = np.random.default_rng(cfg.seed).permutation(len(examples))
+    n_val = max(1, int(len(examples) * cfg.val_fraction))
+    val, train = [examples[i] for i in order[:n_val]], [examples[i] for i in order[n_val:]]
+    return val, train + other_strand(train)
 
 
 def plan_batches(rows, cfg, machine, collate):
@@ -279,12 +357,13 @@ def plan_batches(rows, cfg, machine, collate):
 
     @functools.lru_cache(maxsize=1)
     def epoch(e):
-        return epoch_batches(rows, cfg.batch_size, cfg.balance, (cfg.seed, e), cfg.mixed)
+        return epoch_batches(rows, cfg.batch_size, cfg.balance, (cfg.seed, e),
+                             cfg.mix_instructions)
 
     def make(step):
         first = step * accumulation
-        mine = range(first + machine.rank, first + accumulation, machine.world)
-        return [collate([rows[i] for i in epoch(k // n)[k % n]]) for k in mine]
+        share = range(first + machine.rank, first + accumulation, machine.world)
+        return [collate([rows[i] for i in epoch(k // n)[k % n]]) for k in share]
 
     # while a step is computed, a thread makes the batches of the next one
     thread, coming = ThreadPoolExecutor(1), {}
@@ -298,12 +377,12 @@ def plan_batches(rows, cfg, machine, collate):
 
 
 def held_out_loss(model, rows, to_batch, cfg, machine):
-    """-> nats per token of the responses, over all processes: the mean over tasks, as in the scores,
-    so that a task of many rows does not choose best.pt alone"""
+    """rows: {task: its held-out rows} -> nats per token of the responses, over all processes. It is
+    the mean over tasks, as in the scores: a task of many rows does not choose best.pt alone."""
     losses = []
     for members in rows.values():
         nats, count = 0.0, 0
-        batches = epoch_batches(members, cfg.batch_size, 0.0, 0, cfg.mixed)
+        batches = epoch_batches(members, cfg.batch_size, 0.0, 0, cfg.mix_instructions)
         for batch in batches[machine.rank::machine.world]:
             batch = machine.to_device(to_batch([members[i] for i in batch]))
             n = (batch[1] != -1).sum().item()
@@ -315,17 +394,17 @@ def held_out_loss(model, rows, to_batch, cfg, machine):
     return float(np.mean(losses))
 
 
-def tune(model, tok, records, max_len, cfg, machine, extra):
-    """Tune `model` on records, some of which are held out -> the best model by their loss"""
+def tune(model, tok, examples, max_len, cfg, machine, extra):
+    """Tune `model` on examples, some of which are held out -> the model with the lowest loss on
+    those. extra: as in train.fit()"""
     # rows, to tune on and held out
     block_size = model.config.block_size
-    require(not cfg.mixed or block_size % SHAPES == 0,
-            f"mixed batches are padded to multiples of {SHAPES} tokens, of which {cfg.init_from} "
-            f"has {block_size}: tune without --mixed")
+    require(not cfg.mix_instructions or block_size % ROUND_TO == 0,
+            f"mix_instructions: rows are padded to multiples of {ROUND_TO} tokens, and the context of "
+            f"{cfg.init_from}, {block_size} tokens, is none: tune without it")
     val, train = ([row for row in encode_rows(part, tok, block_size, max_len) if row]
-                  for part in hold_out(records, cfg))
-    require(val and train,
-            f"{', '.join(cfg.tasks)}: {len(records)} rows are too few to tune on")
+                  for part in hold_out(examples, cfg))
+    require(val and train, f"{', '.join(cfg.tasks)}: {len(examples)} rows are too few to tune on")
     val_rows = {task: [row for row in val if row.task == task]
                 for task in sorted({row.task for row in val})}
     if machine.is_main:
@@ -334,86 +413,84 @@ def tune(model, tok, records, max_len, cfg, machine, extra):
               "each")
 
     # batches and their loss
-    to_batch = functools.partial(collate, prompt_loss=cfg.prompt_loss, mixed=cfg.mixed)
+    to_batch = functools.partial(collate, prompt_loss=cfg.prompt_loss,
+                                 mix_instructions=cfg.mix_instructions)
     cfg, batches = plan_batches(train, cfg, machine, to_batch)
 
     def evaluate():
-        return {"val_loss": held_out_loss(model, val_rows, to_batch, cfg, machine),
-                "bits_per_base": None, "bits_per_byte": None}    # the keys of train.py's log
+        return {"val_loss": held_out_loss(model, val_rows, to_batch, cfg, machine)}
 
     # train, from the start or from where a run was stopped
-    model, resumed = resume_from(cfg, machine, extra) if cfg.resume else (model, None)
+    resumed = None
+    if cfg.resume:
+        model, resumed = resume_from(cfg, machine, extra)
+        check_prompt(resumed, cfg.out_dir)
     open_out_dir(cfg, machine, os.path.join(cfg.init_from, "tokenizer.json"))
     fit(model, cfg, machine, batches, evaluate, extra, resumed)
     machine.barrier()
     return load_checkpoint(os.path.join(cfg.out_dir, "best.pt"), machine.device)[0]
 
 
-def records_to_tune(cfg, test):
-    """-> the records of cfg.tasks, except for those to leave out and those that are scored"""
-    for path in find_files(cfg.tasks):
-        require(os.path.isfile(path), f"{path}: a folder: let prepare.py make instructions of it")
-    records = read_examples(cfg.tasks)
-    names, left_out = {r["task"] for r in records}, set()
-    for pattern in cfg.leave_out:
-        matched = fnmatch.filter(names, pattern)
-        require(matched, f"leave_out={pattern}: no task of this name: there are "
-                f"{', '.join(sorted(names))}")
-        left_out.update(matched)
-    tuned = without_leaks([r for r in records if r["task"] not in left_out], test)
-    require(tuned, f"{', '.join(cfg.tasks)}: nothing is left to tune on")
-    return tuned
+def describe_tuning(train, test, max_len, cfg):
+    """-> what checkpoints hold besides the model: fingerprints for --resume; the form of the
+    prompts; and for sample.py a question per task, in the words of the test rows"""
+    tasks = {e["task"] for e in train}
+    questions = {e["task"]: {"instruction": e["instruction"], "choices": e["choices"],
+                             "has_input": bool(e["input"]), "is_dna": is_dna(e["input"]),
+                             "either_strand": e.get("either_strand", False)}
+                 for e in train + test if e.get("choices") and e["task"] in tasks}
+    return {"tokenizer_sha256": config.file_sha256(os.path.join(cfg.init_from, "tokenizer.json")),
+            "data_sha256": hashlib.sha256(json.dumps([max_len, train]).encode()).hexdigest(),
+            "prompt": prompt_form(), "questions": questions}
+
+
+# ----------------------------------------------------------------------------------------------
+
+def check_out_dir(cfg):
+    """ValueError if what is in out_dir would be overwritten"""
+    same = os.path.realpath(cfg.out_dir) == os.path.realpath(cfg.init_from)
+    require(not same or not cfg.epochs, f"out_dir={cfg.out_dir} is init_from, whose weights would be "
+            "overwritten: give another out_dir")
+    require(same or cfg.epochs or not os.path.exists(os.path.join(cfg.out_dir, "best.pt")),
+            f"out_dir={cfg.out_dir} holds another model than init_from={cfg.init_from}, and its "
+            "scores.json would be overwritten: give another out_dir")
 
 
 def main(argv):
-    # records, machine and model
+    # examples, machine and model
     cfg = config.from_command_line(InstructConfig, "instruct", argv)
-    tuning = cfg.epochs > 0
-    if tuning and os.path.realpath(cfg.out_dir) == os.path.realpath(cfg.init_from):
-        raise ValueError(f"out_dir={cfg.out_dir} is init_from, whose weights would be overwritten: "
-                         "give another out_dir")
-    if cfg.scores and not os.path.isdir(os.path.dirname(cfg.scores) or "."):
-        raise ValueError(f"scores={cfg.scores}: no such folder")
+    check_out_dir(cfg)
     test = read_examples(cfg.eval_tasks)
-    train = records_to_tune(cfg, test) if tuning else []
+    train = examples_to_tune(cfg, test) if cfg.epochs else []
     machine = find_machine(cfg)
-    model, tok, _ = load_model(cfg.init_from, machine.device, cfg.dropout)
-    tokenizer = os.path.join(cfg.init_from, "tokenizer.json")
+    model, tok, _ = load_for_prompts(cfg.init_from, machine.device, cfg.dropout)
 
     # room for the longest choice, in tuning and in scoring alike
-    choices = sorted({c for r in train + test for c in r.get("choices", [])})
+    choices = sorted({choice for e in train + test for choice in e.get("choices", [])})
     max_len = max_prompt_len(tok, choices, model.config.block_size)
-
-    # what checkpoints hold besides: fingerprints for --resume, and for sample.py a question per
-    # task, in the words of the test rows
-    tuned = {r["task"] for r in train}
-    questions = {r["task"]: {"instruction": r["instruction"], "choices": r["choices"],
-                              "has_input": bool(r["input"]), "is_dna": is_dna(r["input"]),
-                              "either_strand": r.get("either_strand", False)}
-                 for r in train + test if r.get("choices") and r["task"] in tuned}
-    extra = {"tokenizer_sha256": config.file_sha256(tokenizer), "questions": questions,
-             "data_sha256": hashlib.sha256(json.dumps([max_len, train]).encode()).hexdigest()}
 
     # score, tune, score again
     scores = score(model, tok, test, max_len, cfg, machine)
-    if tuning:
-        zero_shot = scores
+    if cfg.epochs:
+        before = scores
+        extra = describe_tuning(train, test, max_len, cfg)
         model = tune(model, tok, train, max_len, cfg, machine, extra)
         scores = score(model, tok, test, max_len, cfg, machine)
+        tasks = {e["task"] for e in train}
         for task in scores:
-            scores[task] |= {"tuned": task in tuned, "zero_shot_mcc": zero_shot[task]["mcc"]}
+            scores[task] |= {"tuned": task in tasks, "zero_shot_mcc": before[task]["mcc"]}
+
+    # the table, and scores.json
     if machine.is_main:
         add_baselines(scores, find_files(cfg.eval_tasks))
         result = with_means(scores, config=asdict(cfg))
-        out_dir = cfg.out_dir if tuning else cfg.init_from
-        path = cfg.scores or os.path.join(out_dir, "scores.json")
-        n = 2
-        while not tuning and not cfg.scores and os.path.exists(path):   # keep the earlier ones
-            path, n = os.path.join(out_dir, f"scores-{n}.json"), n + 1
+        print(f"\n{table(result)}\n")
+        os.makedirs(cfg.out_dir, exist_ok=True)
+        path = os.path.join(cfg.out_dir, "scores.json")
         config.write_json(path, result)
-        given = "" if out_dir == InstructConfig.out_dir else f" --out_dir={out_dir}"
-        print(f"\n{table(result)}\n\nwrote {out_dir if tuning and not cfg.scores else path}; next: "
-              f"python sample.py{given}, with --chat to talk to it")
+        model_dir = cfg.out_dir if cfg.epochs else cfg.init_from
+        print(f"wrote {cfg.out_dir if cfg.epochs else path}; next: "
+              f"{config.next_command('sample', argv, out_dir=model_dir)}, with --chat to talk to it")
     machine.close()
 
 

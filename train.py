@@ -522,7 +522,7 @@ def open_out_dir(cfg, machine, tokenizer):
 # A resumed run may differ from its beginning in these keys. Any other would make it
 # another run. (More max_steps also stretch the schedule of the learning rate.)
 MAY_CHANGE = ("max_steps epochs eval_interval log_interval device dtype compile resume "
-              "out_dir data_dir init_from tasks eval_tasks scores").split()
+              "out_dir data_dir init_from tasks eval_tasks").split()
 
 
 def resume_from(cfg, machine, extra):

@@ -113,11 +113,11 @@ done
 training pretraining 3600 "$base" "$python" train.py "$preset" || give_up
 stage tuning-step 300 "$python" -m bench.tuning "$preset"
 stage tuning-cudnn 300 "$python" -m bench.tuning "$preset" --undo=cudnn
-stage tuning-prefix 300 "$python" -m bench.tuning "$preset" --mixed=false --compile=no \
+stage tuning-prefix 300 "$python" -m bench.tuning "$preset" --mix_instructions=false --compile=no \
     --batch_size=64 --gradient_accumulation_steps=4
 stage 6-mers 580 "$python" -m tools.kmers "$(of prepare data_dir)/tasks"
 training tuning 3600 "$tuned" "$python" instruct.py "$preset" || give_up
 stage scoring 580 "$python" instruct.py "$preset" --epochs=0 --init_from="$tuned" \
-    --scores="$out/scores.json"
+    --out_dir="$out"
 table
 exit $failed

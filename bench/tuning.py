@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 import config
-from bench.step import forward_backward, now, undo, update
+from bench.step import now, undo
 from config.machine import find_machine
 from dna.tasks import read_examples
-from instruct import InstructConfig, collate, encode_rows, max_prompt_len, plan_batches
-from train import load_model, make_optimizers, wrap_model
+from instruct import (InstructConfig, collate, encode_rows, load_for_prompts,
+                      max_prompt_len, plan_batches)
+from train import forward_backward, make_optimizers, update, wrap_model
 
 WARMUP, STEPS = 10, 50
 
@@ -49,11 +50,12 @@ def main(argv):
     cfg = config.from_command_line(TuningConfig, "instruct", argv)
     machine = find_machine(cfg)
     undo(cfg.undo)
-    model, tok, _ = load_model(cfg.init_from, machine.device, cfg.dropout)
-    records, T = read_examples(cfg.tasks), model.config.block_size
-    choices = sorted({c for r in records for c in r.get("choices", [])})
-    rows = [row for row in encode_rows(records, tok, T, max_prompt_len(tok, choices, T)) if row]
-    cfg, batches = plan_batches(rows, cfg, machine, functools.partial(collate, mixed=cfg.mixed))
+    model, tok, _ = load_for_prompts(cfg.init_from, machine.device, cfg.dropout)
+    examples, T = read_examples(cfg.tasks), model.config.block_size
+    choices = sorted({choice for e in examples for choice in e.get("choices", [])})
+    rows = [row for row in encode_rows(examples, tok, T, max_prompt_len(tok, choices, T)) if row]
+    to_batch = functools.partial(collate, mix_instructions=cfg.mix_instructions)
+    cfg, batches = plan_batches(rows, cfg, machine, to_batch)
 
     # a step is long if it takes twice the median: then something was compiled, or planned
     seconds, n_rows, shapes = time_steps(model, batches, cfg, machine)

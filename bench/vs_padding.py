@@ -1,12 +1,12 @@
 """
-What instruct.py saves: batches of similar lengths with a shared prefix, beside rows padded to
-block_size; choices scored on one cache, beside a row per choice. The same model and the same rows,
-interleaved.
+Time what instruct.py saves, on the same model and the same rows, in turns. Tuning: batches of
+similar lengths with a shared prefix, beside rows padded to block_size. Scoring: all choices on one
+cache, beside a row for each choice.
 
     python train.py config/laptop.toml --block_size=1024 --max_steps=1 --out_dir=out/wide
     python -m bench.vs_padding --init_from=out/wide --tasks='data/laptop/tasks/*.train.json'
 
-Takes the keys of instruct.py.
+It takes the keys of instruct.py.
 """
 import statistics
 
@@ -14,11 +14,13 @@ import torch
 from torch.nn.functional import pad
 
 import config
-from bench.step import forward_backward, now
+from bench.step import now
+from config import require
 from config.machine import find_machine
 from dna.tasks import read_examples
-from instruct import InstructConfig, collate, encode_rows, epoch_batches, max_prompt_len
-from train import load_model
+from instruct import (InstructConfig, collate, encode_rows, epoch_batches,
+                      load_for_prompts, max_prompt_len)
+from train import forward_backward
 
 ROUNDS, WARMUP = 7, 1
 FEW = 4         # rows per round of what is compared with: it is slow
@@ -32,7 +34,7 @@ def timed(work, machine):
 
 
 def show(what, ours, theirs):
-    """Print rates, medians over the rounds. ours, theirs: seconds per row"""
+    """Print the median rates over the rounds. ours, theirs: seconds per row in each round"""
     a, b = (1 / statistics.median(seconds[WARMUP:]) for seconds in (ours, theirs))
     print(f"{what}: {a:,.1f} rows/s, beside {b:,.2f} rows/s: {a / b:.1f} times as fast")
 
@@ -63,7 +65,7 @@ def score_alone(model, prompt, choice, machine):
     return log_p.gather(1, torch.tensor(choice, device=machine.device)[:, None]).sum().item()
 
 
-def scoring(model, tok, records, rows, cfg, machine):
+def scoring(model, tok, examples, rows, cfg, machine):
     """-> seconds per row to score all choices on one cache, and each as a whole row"""
     def each_alone():
         for prompt in prompts[:FEW]:
@@ -78,7 +80,7 @@ def scoring(model, tok, records, rows, cfg, machine):
         start = k * len(order) // (WARMUP + ROUNDS)
         batch = [i for i in order[start:start + 4 * cfg.batch_size]
                  if rows[i].instruction == rows[order[start]].instruction]
-        choices = [tok.encode(c) + [tok.eot] for c in records[batch[0]]["choices"]]
+        choices = [tok.encode(choice) + [tok.eot] for choice in examples[batch[0]]["choices"]]
         prompts = [rows[i].prompt.tolist() for i in batch]
         with machine.autocast(), torch.inference_mode():
             seconds = timed(lambda: model.log_likelihoods(prompts, choices), machine)
@@ -90,19 +92,18 @@ def scoring(model, tok, records, rows, cfg, machine):
 def main(argv):
     cfg = config.from_command_line(InstructConfig, "instruct", argv)
     machine = find_machine(cfg)
-    model, tok, _ = load_model(cfg.init_from, machine.device)
+    model, tok, _ = load_for_prompts(cfg.init_from, machine.device)
     T = model.config.block_size
 
     # a row in twenty, of all tasks
-    records = [r for r in read_examples(cfg.tasks) if r.get("choices")][::20]
-    if not records:
-        raise ValueError(f"{', '.join(cfg.tasks)}: no records with choices")
-    max_len = max_prompt_len(tok, sorted({c for r in records for c in r["choices"]}), T)
-    rows = encode_rows(records, tok, T, max_len)
-    records = [r for r, row in zip(records, rows) if row is not None]
-    rows = [row for row in rows if row is not None]
+    examples = [e for e in read_examples(cfg.tasks) if e.get("choices")][::20]
+    require(examples, f"{', '.join(cfg.tasks)}: no examples with choices")
+    choices = sorted({choice for e in examples for choice in e["choices"]})
+    rows = encode_rows(examples, tok, T, max_prompt_len(tok, choices, T))
+    examples = [e for e, row in zip(examples, rows) if row]
+    rows = [row for row in rows if row]
     show(f"tuning, beside rows padded to {T} tokens", *tuning(model, rows, cfg, machine))
-    show("scoring, beside a row per choice", *scoring(model, tok, records, rows, cfg, machine))
+    show("scoring, beside a row per choice", *scoring(model, tok, examples, rows, cfg, machine))
 
 
 if __name__ == "__main__":

@@ -59,6 +59,13 @@ class Machine:
             dist.all_reduce(total)
         return total.tolist()
 
+    def gather(self, value):
+        """-> a list with each process's value, anything that can be pickled"""
+        values = [value] * self.world
+        if self.world > 1:
+            dist.all_gather_object(values, value)
+        return values
+
     def barrier(self):
         if dist.is_initialized():
             dist.barrier()

@@ -20,8 +20,7 @@ import torch
 import config
 from dna import toy
 from dna.tasks import alpaca_parts
-from instruct import encode_prompts
-from train import load_model
+from instruct import encode_prompts, load_for_prompts
 
 # An intron begins or ends before this base of the toy world's splice sites.
 MIDDLE = 30
@@ -134,7 +133,7 @@ def main(argv):
     parser.add_argument("--png", metavar="FILE", help="draw it")
     args = parser.parse_args(argv)
 
-    model, tok, _ = load_model(args.out_dir)
+    model, tok, _ = load_for_prompts(args.out_dir)
     with open(args.task, encoding="utf-8") as f:
         means = mean_attention(model.eval(), tok, json.load(f)[:args.rows])
     print(*report(means), sep="\n")

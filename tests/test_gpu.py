@@ -280,7 +280,7 @@ out_dir = "{folder}/tuned"
 tasks = ["{folder}/data/tasks/*.train.json"]
 eval_tasks = ["{folder}/data/tasks/*.dev.json"]
 batch_size = 4
-mixed = true
+mix_instructions = true
 max_steps = 10
 device = "cpu"
 """

@@ -2,6 +2,9 @@
 import json
 import math
 import os
+import shutil
+import subprocess
+import sys
 import types
 from collections import Counter
 
@@ -11,14 +14,15 @@ import torch
 from test_train import CPU, read_log, same, weights
 
 import instruct
+import sample
 from bpe import Tokenizer
-from conftest import LETTERS, SMALL, listing, merge
-from dna.metrics import (add_baselines, area_under_curve, judge, matthews, summarize, table,
-                         with_means)
+from conftest import LETTERS, SMALL, listing, merge, random_dna
+from dna import tasks
+from dna.metrics import add_baselines, judge, matthews, mcc_interval, table, with_means
 from dna.read import reverse_complement
-from dna.tasks import alpaca_prompt, other_strand
-from instruct import (InstructConfig, Row, collate, encode_rows, epoch_batches, max_prompt_len,
-                      score)
+from dna.tasks import alpaca_parts, alpaca_prompt, other_strand
+from instruct import (InstructConfig, Row, collate, encode_prompts, encode_rows, epoch_batches,
+                      label_probabilities, load_for_prompts, max_prompt_len, score)
 from model import GPT, GPTConfig, load_checkpoint
 
 
@@ -49,9 +53,57 @@ def test_collate_by_hand():
     assert prefix.tolist() == [] and idx.tolist() == [[5, 6, 8], [7, 9, 0]]
     assert (at.tolist(), targets.tolist()) == ([1, 2, 3, 4], [8, 0, 9, 0])
     # nor where instructions are mixed: then rows have few lengths
-    idx, targets, prefix, at = collate(rows, mixed=True)
+    idx, targets, prefix, at = collate(rows, mix_instructions=True)
     assert prefix.tolist() == [] and idx.shape == (2, 32) and idx[1, :4].tolist() == [5, 6, 9, 0]
     assert (at.tolist(), targets.tolist()) == ([2, 3, 33, 34], [8, 0, 9, 0])
+
+
+# -- from an example to ids
+
+def test_encode_prompts(tok):
+    """Whole prompts have the ids of their text; a cut one lacks the end of its input."""
+    asked = [("Say it.", ""), ("Find it.", "ACGT" * 30), ("Find it.", "Some prose, CAT and NNACGTACGTA."),
+             ("Say what {braces} are.", " spaces \n")]
+    prompts, is_cut = encode_prompts(tok, asked, 10 ** 6)
+    assert is_cut == [False] * 4
+    assert [p.tolist() for p in prompts] == [tok.encode(alpaca_prompt(*a)) for a in asked]
+    before, after = (tok.encode(part) for part in alpaca_parts("Find it.", True))
+    (cut, short), is_cut = encode_prompts(tok, asked[:2][::-1], len(before) + len(after) + 3)
+    assert cut.tolist() == before + tok.encode("ACGT" * 30)[:3] + after and is_cut == [True, False]
+    assert short.tolist() == tok.encode(alpaca_prompt("Say it."))
+    assert encode_prompts(tok, asked[1:2], len(before) + len(after) - 1) == ([None], [False])
+    assert encode_prompts(tok, [], 10) == ([], [])
+
+
+def test_the_second_line_of_folded_dna_begins_a_token(tok):
+    dna = random_dna(400)
+    (ids,), _ = encode_prompts(tok, [("Splice?", dna)], 10 ** 6)
+    left, right = tok.encode(dna[:200]), tok.encode(dna[200:])
+    assert str(left + tok.encode("\n") + right)[1:-1] in str(ids.tolist())
+
+
+def test_rows_end_in_end_of_text(tok):
+    row = encode_rows(LETTERS[:1], tok, 200, 190)[0]
+    assert (row.task, row.instruction) == ("letters", "Which letter?")
+    assert tok.decode(row.prompt) == alpaca_prompt("Which letter?", "a")
+    assert tok.decode(row.response[:-1]) == "yes" and row.response[-1] == tok.eot
+
+
+def test_long_inputs_are_cut_never_the_answer(tok, capsys):
+    long = [LETTERS[0] | {"input": "ab c, " * 500, "output": "yes, no"},
+            LETTERS[0] | {"input": "ACGT" * 2500},
+            LETTERS[0] | {"instruction": "Which letter?" * 500, "input": ""},
+            LETTERS[0] | {"output": "yes, " * 40}]
+    rows = encode_rows(LETTERS[:1] + long, tok, 100, 90)
+    for r, row in zip(long[:2], rows[1:3]):
+        assert len(row.prompt) == 90        # whatever its answer
+        kept = tok.decode(row.prompt).split("### Input:\n")[1].split("\n\n### Response:")[0]
+        assert r["input"].startswith(kept) and len(kept) > 20
+        assert tok.decode(row.prompt).endswith("### Response:\n")
+        assert tok.decode(row.response[:-1]) == r["output"]
+    assert rows[3] is rows[4] is None
+    printed = capsys.readouterr().out
+    assert "2 of 5 inputs were cut" in printed and "2 of 5 examples do not fit" in printed
 
 
 # -- batches
@@ -78,14 +130,14 @@ def test_mixed_batches():
     rng = np.random.default_rng(0)
     rows = [row([1, 2, 3, 4 + i % 7] + [20] * n, [5 + i % 3, 0], instruction=str(i % 7))
             for i, n in enumerate(rng.integers(5, 50, size=200))]
-    batches = epoch_batches(rows, 16, 0.0, 1, mixed=True)
+    batches = epoch_batches(rows, 16, 0.0, 1, mix_instructions=True)
     assert sorted(i for batch in batches for i in batch) == list(range(200))
     assert all(len({rows[i].instruction for i in batch}) > 2 for batch in batches)
     found = [[rows[i] for i in batch] for batch in batches]
-    assert {collate(batch, mixed=True)[0].size(1) for batch in found} <= {32, 64}
+    assert {collate(batch, mix_instructions=True)[0].size(1) for batch in found} <= {32, 64}
     model = GPT(GPTConfig(40, 64, 2, 2, 16))
     for batch in found[:3]:
-        mixed, prefixed = (model(*collate(batch, mixed=m))[1] for m in (True, False))
+        mixed, prefixed = (model(*collate(batch, mix_instructions=m))[1] for m in (True, False))
         assert len(collate(batch)[2]) == 3
         torch.testing.assert_close(mixed, prefixed)
 
@@ -127,10 +179,10 @@ def test_matthews():
 
 def test_interval():
     """That of a coin: 1.96 standard errors to each side"""
-    low, high = summarize(np.array([[250, 250], [250, 250]]))["mcc_interval"]
+    low, high = mcc_interval(np.array([[250, 250], [250, 250]]))
     assert low == pytest.approx(-1.96 / 1000 ** 0.5, rel=0.1)
     assert high == pytest.approx(1.96 / 1000 ** 0.5, rel=0.1)
-    assert summarize(np.array([[5, 0], [0, 7]]))["mcc_interval"] == pytest.approx([1, 1])
+    assert mcc_interval(np.array([[5, 0], [0, 7]])) == pytest.approx([1, 1])
 
 
 class Oracle(GPT):
@@ -181,38 +233,30 @@ def oracle(tok, cls=Oracle):
 
 
 def test_score(tok):
-    records = [r | {"task": "parity", "choices": ["yes", "no"]} for r in LETTERS[:9]] + \
-              [r | {"task": "free"} for r in LETTERS[:4]]
-    records[0] = records[0] | {"output": "no"}      # the one thing that the oracle gets wrong
-    scores = score(oracle(tok), tok, records, 190, InstructConfig(batch_size=1), CPU)
-    assert scores["parity"].pop("mcc_interval") == summarize(np.array([[4, 1], [0, 4]]))["mcc_interval"]
+    examples = [e | {"task": "parity", "choices": ["yes", "no"]} for e in LETTERS[:9]] + \
+               [e | {"task": "free"} for e in LETTERS[:4]]
+    examples[0] = examples[0] | {"output": "no"}    # the one thing that the oracle gets wrong
+    scores = score(oracle(tok), tok, examples, 190, InstructConfig(batch_size=1), CPU)
+    assert scores["parity"].pop("mcc_interval") == mcc_interval(np.array([[4, 1], [0, 4]]))
     assert scores["parity"].pop("labels") == ["no", "yes"]
     assert scores["parity"].pop("confusion") == [[4, 1], [0, 4]]
     assert scores["parity"] == pytest.approx(
-        {"n": 9, "accuracy": 8 / 9, "f1": 8 / 9, "mcc": matthews([[4, 1], [0, 4]]), "auc": 0.9,
-         "exact_match": 4 / 9, "majority": 5 / 9})
+        {"n": 9, "accuracy": 8 / 9, "mcc": matthews([[4, 1], [0, 4]]), "exact_match": 4 / 9,
+         "majority": 5 / 9})
     assert scores["free"] == {
-        "n": 4, "accuracy": None, "f1": None, "mcc": None, "mcc_interval": None, "auc": None,
-        "labels": [], "confusion": [], "exact_match": 0.5, "majority": 0.5}
+        "n": 4, "accuracy": None, "mcc": None, "mcc_interval": None, "labels": [], "confusion": [],
+        "exact_match": 0.5, "majority": 0.5}
     result = with_means(scores)
     assert result["mean_accuracy"] == pytest.approx(8 / 9) and "mean_kmer_mcc" not in result
 
 
-def test_area_under_curve_by_hand():
-    """Of the six pairs of a positive and a negative row, four are in order, one is a tie."""
-    p, positive = np.array([0.9, 0.5, 0.4, 0.5, 0.1]), np.array([1, 1, 1, 0, 0]) == 1
-    assert area_under_curve(p, positive) == pytest.approx(4.5 / 6)
-    assert area_under_curve(-p, positive) == pytest.approx(1.5 / 6)
-    assert area_under_curve(p, positive | True) is None
-
-
 def test_judge_by_hand():
-    """Three labels: F1 of each is 2 TP / (2 TP + FP + FN)."""
-    p = np.array([[8, 1, 1], [1, 8, 1], [1, 8, 1], [1, 1, 8], [8, 1, 1]]) / 10
-    found = judge(p, np.array([0, 0, 1, 2, 2]), ["a", "b", "c"])
-    assert found["confusion"] == [[1, 1, 0], [0, 1, 0], [1, 0, 1]]
-    assert found["f1"] == pytest.approx((2 / 4 + 2 / 3 + 2 / 3) / 3)
-    assert found["auc"] == pytest.approx((3.5 / 6 + 3.5 / 4 + 4.5 / 6) / 3)
+    scores = judge(["a", "a", "b", "c", "c"], ["a", "b", "b", "c", "a"], ["a", "b", "c"])
+    confusion = [[1, 1, 0], [0, 1, 0], [1, 0, 1]]
+    assert scores == {"accuracy": 0.6, "mcc": matthews(confusion), "labels": ["a", "b", "c"],
+                      "mcc_interval": mcc_interval(np.array(confusion)), "confusion": confusion}
+    assert judge([], [], []) == {"accuracy": None, "mcc": None, "mcc_interval": None, "labels": [],
+                                 "confusion": []}
 
 
 def test_table_shows_what_there_is(tmp_path):
@@ -233,11 +277,11 @@ def test_table_shows_what_there_is(tmp_path):
     assert with_means(scores)["mean_mine_mcc"] == 0.125
 
 
-def test_a_record_without_choices_is_not_a_right_answer(tok):
-    """In a task whose other records have choices it counts for exact_match alone."""
+def test_an_example_without_choices_is_not_a_right_answer(tok):
+    """In a task whose other examples have choices it counts for exact_match alone."""
     choices = {"choices": ["yes", "no"]}
-    records = [LETTERS[0] | choices, LETTERS[2] | choices | {"output": "no"}, LETTERS[4] | {"output": "maybe"}]
-    scores = score(oracle(tok), tok, records, 190, InstructConfig(), CPU)["letters"]
+    examples = [LETTERS[0] | choices, LETTERS[2] | choices | {"output": "no"}, LETTERS[4] | {"output": "maybe"}]
+    scores = score(oracle(tok), tok, examples, 190, InstructConfig(), CPU)["letters"]
     assert (scores["n"], scores["accuracy"], scores["exact_match"]) == (3, 0.5, 1 / 3)
 
 
@@ -250,9 +294,9 @@ def test_a_choice_that_begins_another(tok):
 
     model = oracle(tok, Writer)
     assert tok.encode("yes, no")[0] == model.answers["yes"]
-    record = LETTERS[0] | {"choices": ["yes", "yes, no", "no"]}
+    example = LETTERS[0] | {"choices": ["yes", "yes, no", "no"]}
     for output, accuracy in (("yes", 0), ("yes, no", 1)):
-        scores = score(model, tok, [record | {"output": output}], 190, InstructConfig(), CPU)
+        scores = score(model, tok, [example | {"output": output}], 190, InstructConfig(), CPU)
         assert scores["letters"]["accuracy"] == scores["letters"]["exact_match"] == accuracy
 
 
@@ -264,18 +308,49 @@ def test_both_strands(tok):
             logits[self.answers["yes"]], logits[self.answers["no"]] = 2 + input.count("A"), 9
             return logits
 
-    def accuracy(sequence, either_strand=True, **more):
-        record = LETTERS[0] | {"input": sequence, "choices": ["yes", "no"], "either_strand": either_strand}
-        return score(oracle(tok, CountsA), tok, [record], 190, InstructConfig(**more),
-                     CPU)["letters"]["accuracy"]
+    def accuracy(sequence, either_strand):
+        example = LETTERS[0] | {"input": sequence, "choices": ["yes", "no"], "either_strand": either_strand}
+        return score(oracle(tok, CountsA), tok, [example], 190, InstructConfig(), CPU)["letters"]["accuracy"]
 
     forward = "A" * 8 + "CTCTCT"        # by itself "yes"; its reverse complement, with three A's, "no"
     turned = reverse_complement(forward)
     assert other_strand([{"input": forward, "either_strand": True}, {"input": "A"}]) == \
         [{"input": turned, "either_strand": True}]
-    assert (accuracy(forward), accuracy(turned)) == (1, 0)
-    assert accuracy(forward, both_strands=True) == accuracy(turned, both_strands=True) == 0
-    assert accuracy(forward, either_strand=False, both_strands=True) == 1
+    assert (accuracy(forward, False), accuracy(turned, False)) == (1, 0)
+    assert accuracy(forward, True) == accuracy(turned, True) == 0
+
+
+def test_label_probabilities(toy):
+    """Rows of any length in any batch have the probabilities that they have alone."""
+    model, tok, _ = load_for_prompts(f"{toy}/out")
+    rng = np.random.default_rng(0)
+    examples = [{"instruction": "Is it?", "input": random_dna(int(n)), "choices": ["yes", "no", "perhaps"]}
+                for n in rng.integers(4, 90, size=150)]
+    answers = label_probabilities(model.eval(), tok, examples, 240, CPU, "", batch_size=32)
+    choices = [tok.encode(choice) + [tok.eot] for choice in examples[0]["choices"]]
+    for i in (0, 77, 149):
+        (ids,), _ = encode_prompts(tok, [("Is it?", examples[i]["input"])], 240)
+        nats, is_greedy = model.log_likelihoods([ids.tolist()], choices)
+        assert answers[i].log_p == pytest.approx(nats.log_softmax(dim=1)[0].tolist(), abs=1e-5)
+        assert answers[i].is_greedy.tolist() == is_greedy[0].tolist()
+    assert np.exp([answer.log_p for answer in answers]).sum(axis=1) == pytest.approx([1] * 150)
+
+
+def test_neighbours_share_a_batch(toy, monkeypatch):
+    """Mutants of a sequence, whose prompts differ by a few tokens in length, stay in their order, so
+    that the prefix of a batch is long. Rows of other lengths or choices are in other batches."""
+    model, tok, _ = load_for_prompts(f"{toy}/out")
+    batches, real = [], GPT.log_likelihoods
+    monkeypatch.setattr(GPT, "log_likelihoods",
+                        lambda self, prompts, choices: batches.append(prompts) or real(self, prompts, choices))
+    dna = random_dna(60)
+    mutants = [{"instruction": "Is it?", "input": dna[:i] + base + dna[i + 1:], "choices": ["yes", "no"]}
+               for i in range(60) for base in "ACGT"]
+    label_probabilities(model, tok, mutants, 240, CPU, "")
+    prompts, _ = encode_prompts(tok, [("Is it?", e["input"]) for e in mutants], 240)
+    expected = sorted(prompts, key=lambda ids: len(ids) // 16)
+    assert [ids for batch in batches for ids in batch] == [ids.tolist() for ids in expected]
+    assert len({len(ids) for batch in batches for ids in batch}) > 2 and len(batches) <= 5
 
 
 @pytest.mark.parametrize("length", [400, 600])
@@ -283,14 +358,14 @@ def test_cuts_say_nothing_of_the_answer(tok, length):
     """Prompts that do not fit are cut alike, however long the choice that is right; and scoring has
     room for every choice."""
     choices = ["no", "a much longer answer than that"]
-    records = [{"task": "t", "instruction": "Which?", "input": "AC" * length, "output": c,
-                "choices": choices} for c in choices]
+    examples = [{"task": "t", "instruction": "Which?", "input": "AC" * length, "output": choice,
+                 "choices": choices} for choice in choices]
     model = GPT(GPTConfig(len(tok), 128, 1, 1, 8))
     max_len = max_prompt_len(tok, choices, 128)
-    short, long = encode_rows(records, tok, 128, max_len)
+    short, long = encode_rows(examples, tok, 128, max_len)
     assert short.prompt.tolist() == long.prompt.tolist() and len(short.prompt) == max_len
     assert len(long.prompt) + len(long.response) == 128
-    assert score(model, tok, records, max_len, InstructConfig(), CPU)["t"]["n"] == 2
+    assert score(model, tok, examples, max_len, InstructConfig(), CPU)["t"]["n"] == 2
 
 
 # -- the whole script
@@ -317,6 +392,8 @@ def test_plain_instructions_train(toy, tmp_path, plain):
     assert scores["mean_accuracy"] is None
     losses = [line["loss"] for line in read_log(tmp_path / "out") if "loss" in line]
     assert len(losses) == 6 and losses[-1] < losses[0]
+    evaluations = [line for line in read_log(tmp_path / "out") if "val_loss" in line]
+    assert [set(line) for line in evaluations] == [{"step", "val_loss"}] * 2
     assert {"config.json", "last.pt", "best.pt", "log.jsonl", "tokenizer.json",
             "scores.json"} == set(os.listdir(tmp_path / "out"))
 
@@ -341,8 +418,7 @@ def test_resumed_equals_uninterrupted(toy, tmp_path, plain):
 
 def test_left_out_tasks_and_baselines(toy, tmp_path, capsys):
     tune(toy, tmp_path / "out", f"--tasks={toy}/data/tasks/*.train.json", "--leave_out=tf,spl*",
-         f"--eval_tasks={toy}/data/tasks/*.test.json", "--balance=1", "--max_steps=4",
-         "--both_strands")
+         f"--eval_tasks={toy}/data/tasks/*.test.json", "--balance=1", "--max_steps=4")
     result = json.loads((tmp_path / "out/scores.json").read_text())
     assert {t: s["tuned"] for t, s in result["tasks"].items()} == {
         "core_promoter": True, "promoter": True, "splice": False, "tf": False}
@@ -357,21 +433,72 @@ def test_left_out_tasks_and_baselines(toy, tmp_path, capsys):
     assert state["questions"]["promoter"]["instruction"].startswith("Determine promoter detection")
 
 
-def test_only_scoring(toy, tmp_path):
-    """It is repeatable, changes no file that was there, and finds a free name for its scores."""
-    tasks = f"--eval_tasks={toy}/data/tasks/splice.test.json"
+def test_only_scoring(toy, tmp_path, capsys):
+    """It writes scores.json, the same each time, and nothing else."""
+    args = ["--epochs=0", f"--eval_tasks={toy}/data/tasks/splice.test.json"]
     before = listing(f"{toy}/out")
+    written = []
     for _ in range(2):
-        tune(toy, tmp_path / "unused", "--epochs=0", tasks)
-    after = listing(f"{toy}/out")
-    new = [f"{toy}/out/scores.json", f"{toy}/out/scores-2.json"]
-    assert {path: content for path, content in after.items() if path not in new} == before
-    assert after[new[0]] == after[new[1]] and json.loads(after[new[0]])["tasks"]["splice"]["n"] == 36
-    for path in new:
-        os.remove(path)
-    tune(toy, tmp_path / "unused", "--epochs=0", tasks, f"--scores={tmp_path}/mine.json")
-    assert json.loads((tmp_path / "mine.json").read_text())["tasks"]["splice"]["n"] == 36
-    assert listing(f"{toy}/out") == before and not os.path.exists(tmp_path / "unused")
+        tune(toy, tmp_path / "new/scores", *args)
+        written.append(listing(tmp_path / "new"))
+    assert written[0] == written[1] and list(written[0]) == [f"{tmp_path}/new/scores/scores.json"]
+    assert json.loads((tmp_path / "new/scores/scores.json").read_text())["tasks"]["splice"]["n"] == 36
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1].startswith(f"wrote {tmp_path}/new/scores/scores.json; next: python sample.py")
+    assert f"--out_dir={toy}/out" in out.splitlines()[-1]
+
+    # a model may have its own scores in its folder, but not those of another
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/best.pt").write_bytes(b"another model")
+    with pytest.raises(ValueError, match="out_dir=.*other holds another model than init_from"):
+        tune(toy, tmp_path / "other", *args)
+    shutil.copytree(f"{toy}/out", tmp_path / "own")
+    tune(toy, tmp_path / "own", *args, f"--init_from={tmp_path}/own")
+    assert (tmp_path / "own/scores.json").exists() and listing(f"{toy}/out") == before
+
+
+def test_two_processes_score_as_one(toy, tmp_path):
+    """Each answers every other example; the figures are of all of them."""
+    args = [f"--init_from={toy}/out", "--epochs=0", f"--eval_tasks={toy}/data/tasks/*.test.json",
+            "--device=cpu", "--dtype=float32"]
+    instruct.main([*args, f"--out_dir={tmp_path}/one"])
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+                           instruct.__file__, *args, f"--out_dir={tmp_path}/two"],
+                          env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    one, two = (json.loads((tmp_path / name / "scores.json").read_text())["tasks"] for name in ("one", "two"))
+    assert one == two and one["splice"]["n"] == 36
+
+
+def test_tuned_models_know_prompts_of_one_form(toy, tmp_path, plain, monkeypatch):
+    """Whoever changes the prompt is told by a model that was tuned before."""
+    tuned = tmp_path / "tuned"
+    tune(toy, tuned, *plain, "--max_steps=2", "--eval_interval=1")
+    state = load_for_prompts(tuned)[2]
+    assert state["prompt"].count("GATTACA") < 5 and "### Input:" in state["prompt"]     # folded
+    uses = [lambda: sample.main([f"--out_dir={tuned}", "--instruction=Say it.", "--max_new_tokens=1"]),
+            lambda: tune(toy, tmp_path / "scored", *plain, f"--init_from={tuned}", "--epochs=0"),
+            lambda: tune(toy, tmp_path / "more", *plain, f"--init_from={tuned}", "--max_steps=1"),
+            lambda: tune(toy, tuned, *plain, "--max_steps=4", "--eval_interval=1", "--resume")]
+    for use in uses[:2]:
+        use()
+
+    # another heading, or another line break in DNA
+    for name, value in (("alpaca_parts", lambda instruction, has_input: (f"Q: {instruction}\n", "A: ")),
+                        ("fold", lambda text: text)):
+        with monkeypatch.context() as patch:
+            patch.setattr(tasks, name, value)
+            for use in uses:
+                with pytest.raises(ValueError, match="tuned: this code writes prompts in another form"):
+                    use()
+            tune(toy, tmp_path / name, *plain, "--epochs=0")        # a pretrained model knows none
+
+    # a model of the time before
+    del state["prompt"]
+    torch.save(state, tuned / "best.pt")
+    for use in uses[:3]:
+        with pytest.raises(ValueError, match="use it with commit 9eba337, or tune it again"):
+            use()
 
 
 def test_refusals(toy, tmp_path, plain):

@@ -23,10 +23,10 @@ def tuned(toy, tmp_path_factory):
     return out
 
 
-def scores_of(init_from, toy, path):
-    instruct.main([*RUN, f"--init_from={init_from}", "--epochs=0", f"--scores={path}",
+def scores_of(init_from, toy, out_dir):
+    instruct.main([*RUN, f"--init_from={init_from}", "--epochs=0", f"--out_dir={out_dir}",
                    f"--eval_tasks={toy}/data/tasks/tf.test.json"])
-    with open(path, encoding="utf-8") as f:
+    with open(out_dir / "scores.json", encoding="utf-8") as f:
         return json.load(f)["tasks"]["tf"]
 
 
@@ -37,8 +37,8 @@ def test_a_packed_model_scores_and_answers(toy, tuned, tmp_path, capsys):
     model, _, state = load_model(tmp_path / "box")
     questions = state["questions"]
     assert list(questions) == ["core_promoter", "promoter", "splice", "tf"]
-    before = scores_of(tuned, toy, tmp_path / "before.json")
-    after = scores_of(tmp_path / "box", toy, tmp_path / "after.json")
+    before = scores_of(tuned, toy, tmp_path / "before")
+    after = scores_of(tmp_path / "box", toy, tmp_path / "after")
     assert before["n"] == after["n"] and abs(before["accuracy"] - after["accuracy"]) < 0.2
     capsys.readouterr()
     sample.main([f"--out_dir={tmp_path / 'box'}", "--instruction=" + questions["tf"]["instruction"],

@@ -1,4 +1,4 @@
-"""Prompts, templates, leaks, and the rows that records become."""
+"""Prompts, tasks, leaks, and the examples that tables become."""
 import json
 import os
 import time
@@ -6,20 +6,12 @@ import time
 import numpy as np
 import pytest
 
-from bpe import Tokenizer
-from conftest import LETTERS, random_dna, record
+from conftest import random_dna, record
 from dna.read import TableRow, reverse_complement
-from dna.tasks import (alpaca_parts, alpaca_prompt, check_labels, find_files, find_leaks, find_tables,
+from dna.tasks import (alpaca_prompt, check_labels, find_files, find_leaks, find_tables,
                        fold, is_scored, overlapping, read_description, read_examples)
-from instruct import encode_prompts, encode_rows
 
 # -- the prompt
-
-@pytest.fixture(scope="module")
-def tok():
-    prompts = [alpaca_prompt("Find the gene in it."), alpaca_prompt("Find it.", "ACGTACGTACGT")]
-    return Tokenizer.train(prompts * 3, 400)
-
 
 def test_alpaca_prompt():
     assert alpaca_prompt("Say it.") == (
@@ -31,31 +23,13 @@ def test_alpaca_prompt():
         "Say it.\n\n### Input:\nACGT\n\n### Response:\n")
 
 
-def test_dna_is_broken_in_its_middle(tok):
+def test_dna_is_broken_in_its_middle():
     dna = random_dna(400)
     assert fold(dna) == dna[:200] + "\n" + dna[200:]
     assert fold("ACGTACGTACGTACGTA") == "ACGTACGT\nACGTACGTA"
     for text in ("", "ACGTACGTACGTACG", "Is ACGTACGTACGTACGT a promoter?", dna.lower()):
         assert fold(text) == text
     assert "\n" + dna[200:] + "\n\n### Response" in alpaca_prompt("Splice?", dna)
-    (ids,), _ = encode_prompts(tok, [("Splice?", dna)], 10 ** 6)
-    left, right = tok.encode(dna[:200]), tok.encode(dna[200:])
-    assert str(left + tok.encode("\n") + right)[1:-1] in str(ids.tolist())
-
-
-def test_encode_prompts(tok):
-    """Whole prompts have the ids of their text; a cut one lacks the end of its input."""
-    asked = [("Say it.", ""), ("Find it.", "ACGT" * 30), ("Find it.", "Some prose, CAT and NNACGTACGTA."),
-             ("Say what {braces} are.", " spaces \n")]
-    prompts, n_cut = encode_prompts(tok, asked, 10 ** 6)
-    assert n_cut == 0
-    assert [p.tolist() for p in prompts] == [tok.encode(alpaca_prompt(*a)) for a in asked]
-    before, after = (tok.encode(part) for part in alpaca_parts("Find it.", True))
-    (cut, short), n_cut = encode_prompts(tok, asked[:2][::-1], len(before) + len(after) + 3)
-    assert cut.tolist() == before + tok.encode("ACGT" * 30)[:3] + after and n_cut == 1
-    assert short.tolist() == tok.encode(alpaca_prompt("Say it."))
-    assert encode_prompts(tok, asked[1:2], len(before) + len(after) - 1) == ([None], 0)
-    assert encode_prompts(tok, [], 10) == ([], 0)
 
 
 # -- leaks
@@ -260,29 +234,3 @@ def test_files_are_found_once(tmp_path):
         [f"{tmp_path}/./a.json", b, odd]
     with pytest.raises(FileNotFoundError, match="none.json: no such file: run prepare.py"):
         find_files([a, f"{tmp_path}/none.json"])
-
-
-# -- rows
-
-def test_rows_end_in_end_of_text(tok):
-    row = encode_rows(LETTERS[:1], tok, 200, 190)[0]
-    assert (row.task, row.instruction) == ("letters", "Which letter?")
-    assert tok.decode(row.prompt) == alpaca_prompt("Which letter?", "a")
-    assert tok.decode(row.response[:-1]) == "yes" and row.response[-1] == tok.eot
-
-
-def test_long_inputs_are_cut_never_the_answer(tok, capsys):
-    long = [LETTERS[0] | {"input": "ab c, " * 500, "output": "yes, no"},
-            LETTERS[0] | {"input": "ACGT" * 2500},
-            LETTERS[0] | {"instruction": "Which letter?" * 500, "input": ""},
-            LETTERS[0] | {"output": "yes, " * 40}]
-    rows = encode_rows(LETTERS[:1] + long, tok, 100, 90)
-    for r, row in zip(long[:2], rows[1:3]):
-        assert len(row.prompt) == 90        # whatever its answer
-        kept = tok.decode(row.prompt).split("### Input:\n")[1].split("\n\n### Response:")[0]
-        assert r["input"].startswith(kept) and len(kept) > 20
-        assert tok.decode(row.prompt).endswith("### Response:\n")
-        assert tok.decode(row.response[:-1]) == r["output"]
-    assert rows[3] is rows[4] is None
-    printed = capsys.readouterr().out
-    assert "2 of 5 inputs were cut" in printed and "2 of 5 records do not fit" in printed
