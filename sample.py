@@ -9,34 +9,29 @@ Ask a model: answer, chat, complete a text; label, explain, compare, score, embe
     python sample.py --explain=ACGT... --task=promoter --output=why.tsv
     python sample.py --compare=ref.fa,alt.fa --out_dir=out/toy      # --score=x.fa, --embed=x.fa
 
-It needs nothing but a folder that train.py or instruct.py has written. A file is FASTA or a table
-with a column `sequence`, packed (gzip, xz) or not; - is standard input. A sequence too long for a
-prompt is cut at its end, and that is said. Where both strands have the same answer, probabilities
-of a file's sequences are the mean of both.
+It needs nothing but a folder that train.py or instruct.py has written. A sequence that is too long
+for a prompt is cut at its end, and that is said. tools/analyze.py tells what files may be.
 """
 import atexit
 import codecs
-import os
 import re
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 import config
 from bpe import Tokenizer
 from config import require
-from config.machine import Machine, fast_dtype, find_device
-from dna.read import clean_dna, clean_input
-from dna.tasks import alpaca_prompt
-from instruct import max_prompt_len
+from config.machine import Machine, find_device
+from dna.read import clean_dna, clean_input, is_dna
+from dna.tasks import INPUT, INSTRUCTION, RESPONSE, alpaca_prompt
+from instruct import encode_prompts, label_probabilities, load_for_prompts, max_prompt_len
 from model import GPT
 from tools import analyze
-from tools.analyze import (GUESS, Question, encode_inputs, find_question,
-                           log_probabilities, make_question, what_was_read)
-from train import load_model
 
 # The default example: a promoter of the toy world, of a gene held out of all training.
 EXAMPLE = ("Determine promoter detection of following dna sequence, "
@@ -46,24 +41,14 @@ EXAMPLE = ("Determine promoter detection of following dna sequence, "
 
 
 @dataclass
-class SampleConfig:
+class SampleConfig(analyze.AnalyzeConfig):
     # The model
     out_dir: str = "out/toy-instruct"   # its folder
     device: str = "auto"            # auto, cpu, cuda, mps
-    # The question
-    instruction: str = ""           # what to do
-    task: str = ""                  # in its place: a task that the model was tuned on, by its name
+    # In place of a file
     input: str = ""                 # of the instruction, a DNA sequence or text
-    choices: tuple = ()             # the possible answers, if not those of the task
-    # In place of one answer, one of these
-    chat: bool = False              # read questions from the terminal
     prompt: str = ""                # text to complete, as it is
-    predict: str = ""               # file: a label for each sequence, and the labels' probabilities
-    explain: str = ""               # file or sequence: the bases that the label depends on
-    compare: tuple = ()             # file of pairs, or two files: reference and alternative alleles
-    score: str = ""                 # file: bits and bits per base of each sequence
-    embed: str = ""                 # file: mean of the final hidden states, to --output=NAME.npy
-    output: str = ""                # file for the result; .gz is packed
+    chat: bool = False              # read questions from the terminal
     # How to write
     num_samples: int = 1            # completions of the prompt, or answers
     max_new_tokens: int = 128       # longest answer
@@ -72,89 +57,119 @@ class SampleConfig:
     seed: int = 1337                # of the draws
 
 
-# Functions of analyze.py, of (model, tok, file, question, output); the last two ask no question.
-FILE_USES = "predict", "explain", "compare", "score", "embed"
-
-
 class Session(NamedTuple):
+    """A model that is ready to be asked. tools/analyze.py is given it too."""
     model: GPT
     tok: Tokenizer
     cfg: SampleConfig
     questions: list                 # that the model was tuned on, as instruct.py stores them
     max_len: int                    # the most tokens that a prompt may have, as in tuning
-    is_tuned: bool                  # to answer
+    machine: Machine                # float32, because figures are compared with each other
     generator: torch.Generator
-    machine: Machine
 
 
-# ----------------------------------------------------------------------------------------------
-# Answers
+# --------------------------------------------------------------------------------------
+# Questions
+
+GUESS = "the model was not tuned on this question: its answer is a guess"
+
+
+def find_question(instruction, questions):
+    """-> which of the questions that the model was tuned on an instruction asks, in the same words
+    or by naming all its choices; None if it asks none of them"""
+    def names_all(choices):
+        text = instruction
+        for choice in sorted(choices, key=len, reverse=True):   # "No Mark" does not name "Mark"
+            text, n = re.subn(rf"(?<!\w){re.escape(choice)}(?!\w)", "|", text)
+            if not n:
+                return False
+        return True
+
+    same = [q for q in questions if q["instruction"] == instruction]
+    named = [q for q in questions if names_all(q["choices"])]
+    return max(same or named, key=lambda q: len(q["choices"]), default=None)
+
+
+def make_question(instruction, choices, questions):
+    """What an instruction asks, as an example without its input: a dict with "instruction" and
+    "choices" (these, or else those of the question that it asks), and what else is known of the
+    question that the model was tuned on"""
+    tuned = find_question(instruction, questions) or {"choices": ()}
+    if questions and "task" not in tuned:
+        print(GUESS, file=sys.stderr)
+    return tuned | {"instruction": instruction, "choices": list(choices or tuned["choices"])}
+
 
 def lacks_input(question, input):
     """Whether a question about a sequence is asked without one"""
-    return question is not None and question.get("has_input", True) and not input
+    return question.get("has_input", False) and not input
 
+
+# --------------------------------------------------------------------------------------
+# Answers
 
 def write(s, ids):
     """Print what the model writes after `ids`, while it writes -> the text"""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")      # tokens split characters
     text = ""
-    with s.machine.autocast():
-        for token in s.model.generate(ids, s.cfg.max_new_tokens, s.cfg.temperature,
-                                      s.cfg.top_k or None, s.tok.eot, s.generator):
-            if token != s.tok.eot:
-                new = decoder.decode(s.tok.decode_bytes([token]))
-                print(new, end="", flush=True)
-                text += new
+    for token in s.model.generate(ids, s.cfg.max_new_tokens, s.cfg.temperature,
+                                  s.cfg.top_k or None, s.tok.eot, s.generator):
+        if token != s.tok.eot:
+            new = decoder.decode(s.tok.decode_bytes([token]))
+            print(new, end="", flush=True)
+            text += new
     print()
     return text
 
 
-def probabilities(model, tok, question, input):
+def probabilities(s, question, input):
     """-> "(promoter: 98.2%, Non-promoter: 1.8%)", as shares of the choices' total likelihood; the
-    mean of both strands where both have the same answer, as --predict has it"""
-    p = log_probabilities(model, tok, question, [input], "")[0].exp().tolist()
-    ranked = sorted(zip(p, question.choices), reverse=True)
-    both = "both strands: " if question.either_strand else ""
-    return f"({both}" + ", ".join(f"{choice}: {x:.1%}" for x, choice in ranked) + ")"
+    mean of both strands where both have the same answer"""
+    example = question | {"input": input}
+    (answer,) = label_probabilities(s.model, s.tok, [example], s.max_len, s.machine, "answering")
+    ranked = sorted(zip(np.exp(answer.log_p), question["choices"]), reverse=True)
+    both = "both strands: " if question.get("either_strand") else ""
+    return f"({both}" + ", ".join(f"{choice}: {p:.1%}" for p, choice in ranked) + ")"
 
 
 def answer(s, instruction, input, show_prompt=False):
     """Print the answer to an instruction, and the probabilities of cfg.choices, or else of its
     question's, if the answer is one of them."""
-    question = find_question(instruction, s.questions)
+    question = make_question(instruction, s.cfg.choices, s.questions)
     require(not lacks_input(question, input),
             "this question is about a sequence: give one as the input")
-    if question and question.get("is_dna"):
+    if question.get("is_dna"):
         input = clean_dna(input, "the input")
-    (ids,), _ = encode_inputs(s.tok, instruction, [input], s.max_len)
+    (ids,), _ = encode_prompts(s.tok, [(instruction, input)], s.max_len)
+    require(ids is not None, f"the instruction does not fit into {s.max_len} tokens: shorten it")
 
     # what to know before reading the answer
     if input:
-        print(what_was_read(s.tok, instruction, input, s.max_len))
-    if s.questions and not question:
-        print(GUESS)
+        kept = analyze.kept_length(s, question, input)
+        if is_dna(input):
+            remarks = analyze.note(input, kept)
+            print(f"read {len(input):,} bases" + (f"; {remarks}" if remarks else ""))
+        else:
+            print(f"read {kept:,} of {len(input):,} characters")
     if show_prompt:
-        print("###" + alpaca_prompt(instruction, input).partition("###")[2], end="")
+        prompt = alpaca_prompt(instruction, input)
+        print(prompt[prompt.index(INSTRUCTION):], end="")
 
     # the answer
-    choices = s.cfg.choices or (question["choices"] if question else ())
-    either_strand = question is not None and question.get("either_strand", False)
-    asked = Question(instruction, tuple(choices), s.max_len, either_strand)
     for _ in range(s.cfg.num_samples):
         response = write(s, ids.tolist())
-        if s.cfg.choices or response in choices:
-            print(probabilities(s.model, s.tok, asked, input))
+        if s.cfg.choices or response in question["choices"]:
+            print(probabilities(s, question, input))
 
 
 # ----------------------------------------------------------------------------------------------
 # Chat
 
 DNA_RUN = re.compile(r"\b[ACGTUN]{12,}\b", re.IGNORECASE)     # no English word has so many
-LAST_LINE = re.compile(r"[\d\sACGTUN]+", re.IGNORECASE)       # of a sequence, too short for is_dna
+LAST_LINE = re.compile(r"[\d\sACGTUN]+", re.IGNORECASE)       # of a sequence, too short by itself
 
 
-def is_dna(line):
+def is_sequence(line):
     return clean_input(line.lower(), "the sequence").isupper()      # words stay in lower case
 
 
@@ -165,9 +180,8 @@ def parse_message(text, questions):
     sequence. Otherwise DNA is told from words line by line.
     """
     # a prompt as sample.py prints it
-    if "### Instruction:" in text:
-        text = text.split("### Instruction:")[1].split("### Response:")[0]
-        text = text.replace("### Input:", "")
+    if INSTRUCTION in text:
+        text = text.split(INSTRUCTION)[1].split(RESPONSE)[0].replace(INPUT, "")
     lines = [line for line in text.splitlines() if line.strip()]
     if sum(line.startswith(">") for line in lines) > 1:
         raise ValueError("several FASTA records: give one sequence at a time")
@@ -182,7 +196,7 @@ def parse_message(text, questions):
     # a number, and its sequence (or what is meant as one: capitals) on the same line or below
     number = re.match(r"(\d+)[.:)]?(?!\S)", lines[0]) if lines and questions else None
     rest = lines[0][number.end():] if number else ""
-    if number and (not rest.strip() or is_dna(rest) or re.fullmatch("[A-Z ]+", rest)):
+    if number and (not rest.strip() or is_sequence(rest) or re.fullmatch("[A-Z ]+", rest)):
         if not 1 <= int(number[1]) <= len(questions):
             raise ValueError(f"questions have the numbers 1 to {len(questions)}")
         instruction = questions[int(number[1]) - 1]["instruction"]
@@ -191,7 +205,7 @@ def parse_message(text, questions):
     # words and DNA
     words, dna = [], []
     for line in lines:
-        if is_dna(line) or dna and LAST_LINE.fullmatch(line):
+        if is_sequence(line) or dna and LAST_LINE.fullmatch(line):
             dna.append(line)
         else:
             dna += DNA_RUN.findall(line)
@@ -222,9 +236,9 @@ def read_message(questions):
         # does it end the message?
         if line.strip():
             text, prompt = f"{text}{line}\n", "  "
-        elif text and ("### Instruction:" not in text or "### Response:" in text):
+        elif text and (INSTRUCTION not in text or RESPONSE in text):
             instruction, dna = parse_message(text, questions)
-            if not lacks_input(find_question(instruction, questions), dna):
+            if not lacks_input(find_question(instruction, questions) or {}, dna):
                 return instruction, dna
             prompt = "  its sequence: "
 
@@ -276,54 +290,49 @@ def chat(s):
         print()
 
 
-# ----------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 
 def load(cfg):
     """-> the Session with the model of cfg.out_dir"""
     device = find_device(cfg.device)
-    model, tok, state = load_model(cfg.out_dir, device)
+    model, tok, state = load_for_prompts(cfg.out_dir, device)
     questions = [{"task": task} | q for task, q in state.get("questions", {}).items()]
 
-    # the instruction of a task; room for the longest choice of all questions, as in tuning
-    known = {q["task"]: q["instruction"] for q in questions}
-    require(cfg.task in ["", *known], f"task={cfg.task}: the model of {cfg.out_dir} was tuned on "
-            f"{', '.join(known) or 'no tasks'}")
-    cfg = replace(cfg, instruction=cfg.instruction or known.get(cfg.task, ""))
-    choices = cfg.choices or [c for q in questions for c in q["choices"]]
+    # the instruction of a task
+    instructions = {q["task"]: q["instruction"] for q in questions}
+    require(cfg.task in ["", *instructions], f"task={cfg.task}: the model of {cfg.out_dir} was tuned "
+            f"on {', '.join(instructions) or 'no tasks'}")
+    cfg = replace(cfg, instruction=cfg.instruction or instructions.get(cfg.task, ""))
+
+    # room for the longest choice of all questions, as in tuning
+    choices = cfg.choices or [choice for q in questions for choice in q["choices"]]
     max_len = max_prompt_len(tok, choices, model.config.block_size)
-    generator = torch.Generator(device).manual_seed(cfg.seed)
-    # writing is limited by memory traffic, which bfloat16 halves on a GPU; a CPU would gain nothing
-    dtype = fast_dtype(device) if device.type == "cuda" else torch.float32
-    return Session(model.eval(), tok, cfg, questions, max_len, "questions" in state, generator,
-                   Machine(device, dtype))
+    return Session(model.eval(), tok, cfg, questions, max_len, Machine(device, torch.float32),
+                   torch.Generator(device).manual_seed(cfg.seed))
 
 
 def main(argv):
     # one of its uses
     cfg = config.from_command_line(SampleConfig, "sample", argv)
-    uses = [use for use in ("chat", "prompt", *FILE_USES) if getattr(cfg, use)]
+    uses = [use for use in ("chat", "prompt", *analyze.USES) if getattr(cfg, use)]
     require(len(uses) <= 1, f"--{' and --'.join(uses)}: give one of them")
+    use = uses[0] if uses else "answer"
     require(not cfg.input or cfg.instruction or cfg.task,
             "--input needs an --instruction that says what to do with it, or a --task")
-    folder = os.path.dirname(cfg.output) or "."
-    require(os.path.isdir(folder) and not os.path.isdir(cfg.output),
-            f"output={cfg.output}: a file in a folder that exists, please")
+    if use in analyze.USES:
+        analyze.check(cfg, use)
     s = load(cfg)
 
-    # on files
-    if uses and uses[0] in FILE_USES:
-        use, file = getattr(analyze, uses[0]), getattr(cfg, uses[0])
-        question = make_question(s.cfg.instruction, cfg.choices, s.questions, s.max_len)
-        require(question or uses[0] not in ("predict", "explain"),
-                f"--{uses[0]} needs a --task, or an --instruction and its --choices")
-        use(s.model, s.tok, file, question, cfg.output)
-        if uses[0] in ("score", "compare") and s.is_tuned:
-            print("warning: this model was tuned to answer: bits per base belong to the "
-                  "pretrained one, by its --out_dir", file=sys.stderr)
+    # on a file
+    if use in analyze.USES:
+        question = None
+        if s.cfg.instruction:
+            question = make_question(s.cfg.instruction, cfg.choices, s.questions)
+        analyze.run(s, use, question)
     # on what is typed
-    elif cfg.chat:
+    elif use == "chat":
         chat(s)
-    elif cfg.prompt:
+    elif use == "prompt":
         for _ in range(cfg.num_samples):
             print(cfg.prompt, end="")
             write(s, s.tok.encode(cfg.prompt))
@@ -332,8 +341,7 @@ def main(argv):
         instruction, input = (s.cfg.instruction, cfg.input) if s.cfg.instruction else EXAMPLE
         answer(s, instruction, clean_input(input, "input"), show_prompt=True)
         if not s.cfg.instruction:
-            folder = f" --out_dir={cfg.out_dir}" if cfg.out_dir != SampleConfig.out_dir else ""
-            print(f"\nnext: python sample.py{folder} --chat")
+            print(f"\nnext: {config.next_command('sample', argv, out_dir=cfg.out_dir)} --chat")
 
 
 if __name__ == "__main__":

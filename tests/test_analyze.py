@@ -16,14 +16,15 @@ import sample
 from bpe import Tokenizer
 from dna import toy as toy_world
 from dna.read import read_alpaca, reverse_complement
+from config.machine import Machine
 from instruct import encode_prompts
-from model import GPT, GPTConfig, load_checkpoint
+from model import GPT, GPTConfig
 from tools import analyze
-from tools.analyze import Question, kept_length, log_odds, log_probabilities, marks, total_bits
+from tools.analyze import align, base_bits, kept_length, log_odds, marks
 
 ROOT = os.path.dirname(os.path.abspath(sample.__file__))
 BASES = "ACGTTGCAAC" * 6
-ASK = Question("Is it?", ("yes", "no"), 240)
+ASK = {"instruction": "Is it?", "choices": ["yes", "no"]}
 
 
 def run(capsys, *args):
@@ -38,8 +39,13 @@ def table(text):
 
 
 @pytest.fixture(scope="module")
-def model(toy):
-    return load_checkpoint(f"{toy}/out/best.pt")[0].eval()
+def toy_session(toy):
+    return sample.load(sample.SampleConfig(out_dir=f"{toy}/out", device="cpu"))._replace(max_len=240)
+
+
+def session(model, tok):
+    return sample.Session(model, tok, sample.SampleConfig(), [], 240,
+                          Machine(torch.device("cpu"), torch.float32), None)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +63,8 @@ class Reader:
     def log_likelihoods(self, prompts, choices):
         texts = [self.tok.decode(ids) for ids in prompts]
         sequences = ["".join(t.split("### Input:")[1].split("###")[0].split()) for t in texts]
-        return torch.tensor([[self.odds(s), 0.0] for s in sequences]), None
+        nats = torch.tensor([[self.odds(s), 0.0] for s in sequences])
+        return nats, nats > 0
 
 
 # -- files
@@ -111,52 +118,28 @@ def test_results_appear_when_complete(tmp_path, capsys):
 
 # -- labels
 
-def test_batches_are_of_similar_lengths_and_leave_nothing_out():
-    items = ["x" * n for n in np.random.default_rng(0).integers(1, 200, size=300)]
-    found = list(analyze.batches(items, ""))
-    assert sorted(i for batch in found for i in batch) == list(range(300))
-    for batch in found:
-        lengths = [len(items[i]) for i in batch]
-        assert max(lengths) - min(lengths) < 70 and len(batch) <= analyze.BATCH
-    assert list(analyze.batches(["x" * n for n in (15, 1, 14, 16)], "")) == [[0, 1, 2, 3]]
-
-
-def test_log_probabilities(model, tok):
-    """Rows of any length in any batch have the probabilities that they have alone."""
-    rng = np.random.default_rng(0)
-    sequences = ["".join(rng.choice(list("ACGT"), size=n)) for n in rng.integers(4, 90, size=150)]
-    p = log_probabilities(model, tok, ASK, sequences, "").exp()
-    choices = [tok.encode(c) + [tok.eot] for c in ASK.choices]
-    for i in (0, 77, 149):
-        (ids,), _ = encode_prompts(tok, [("Is it?", sequences[i])], 240)
-        alone = model.log_likelihoods([ids.tolist()], choices)[0].softmax(dim=1)[0]
-        assert p[i].tolist() == pytest.approx(alone.tolist(), abs=1e-6)
-    assert p.sum(dim=1).tolist() == pytest.approx([1] * 150)
-
-
 def test_the_mean_of_both_strands(tok):
-    reader = Reader(tok, lambda s: s.count("A") - s.count("T"))
-    one = log_probabilities(reader, tok, ASK, ["AAAACCCC", "ACGTACGT"], "").exp()
-    both = log_probabilities(reader, tok, ASK._replace(either_strand=True),
-                             ["AAAACCCC", "ACGTACGT"], "").exp()
+    s = session(Reader(tok, lambda dna: dna.count("A") - dna.count("T")), tok)
+    one = np.exp(analyze.ask(s, ASK, ["AAAACCCC", "ACGTACGT"], ""))
+    both = np.exp(analyze.ask(s, ASK | {"either_strand": True}, ["AAAACCCC", "ACGTACGT"], ""))
     assert one[:, 0].tolist() == pytest.approx([1 / (1 + math.exp(-4)), 0.5])
     assert both[:, 0].tolist() == pytest.approx([0.5, 0.5])
-    turned = log_probabilities(reader, tok, ASK, [reverse_complement("AAAACCCC")], "").exp()
-    assert turned[0, 0].item() == pytest.approx(1 - one[0, 0].item())
+    turned = np.exp(analyze.ask(s, ASK, [reverse_complement("AAAACCCC")], ""))
+    assert turned[0, 0] == pytest.approx(1 - one[0, 0])
 
 
 def test_log_odds_are_precise_near_one():
     log_p = torch.tensor([[50.0, 0.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64).log_softmax(1)
-    assert log_odds(log_p, 0).tolist() == pytest.approx([50 - math.log(2), -math.log(2)])
+    assert log_odds(log_p.numpy(), 0).tolist() == pytest.approx([50 - math.log(2), -math.log(2)])
 
 
-@pytest.mark.parametrize("length,max_len", [(10, 240), (60, 240), (400, 240), (4000, 240)])
-def test_kept_length(tok, length, max_len):
+@pytest.mark.parametrize("length", [10, 60, 400, 4000])
+def test_kept_length(tok, length):
     """What is beyond it does not change the prompt, and what is within it does."""
     text = (BASES * 99)[:length]
-    kept = kept_length(tok, "Is it?", text, max_len)
-    (ids,), n_cut = encode_prompts(tok, [("Is it?", text)], max_len)
-    assert (kept == length) == (n_cut == 0) and 0 < kept <= length
+    kept = kept_length(session(None, tok), ASK, text)
+    (ids,), (is_cut,) = encode_prompts(tok, [("Is it?", text)], 240)
+    assert (kept < length) == is_cut and 0 < kept <= length
     sequence = tok.decode(ids).split("### Input:")[1].split("###")[0]
     assert "".join(sequence.split()) == text[:kept]
 
@@ -167,10 +150,10 @@ def test_predict(toy, tmp_path, capsys):
     ask = [f"--out_dir={toy}/out", f"--predict={tmp_path}/x.csv", "--instruction=Is it?",
            "--choices=yes,no"]
     head, found = table(run(capsys, *ask))
-    assert head == ["name", "label", "yes", "no"]
+    assert head == ["name", "label", "yes", "no", "note"]
     assert [row[0] for row in found] == list("012345678")           # in the order of the file
-    for _, label, *p in found:
-        assert label == head[2:][p.index(max(p))]
+    for _, label, *p, remarks in found:
+        assert label == head[2:][p.index(max(p))] and remarks == ""
         assert all(len(x) == 8 for x in p) and sum(map(float, p)) == pytest.approx(1, abs=2e-6)
     assert len({row[2] for row in found}) == 9                      # each sequence its own
     # the same to a file, and one by one
@@ -187,15 +170,15 @@ def test_a_task_is_asked_as_it_was_tuned(toy, tmp_path, capsys):
     state = torch.load(f"{toy}/out/best.pt", weights_only=True)
     state["questions"] = {"it": {"instruction": "Is it?", "choices": ["yes", "no"],
                                  "has_input": True, "either_strand": True}}
-    torch.save(state, tmp_path / "best.pt")
+    torch.save(state | {"prompt": instruct.prompt_form()}, tmp_path / "best.pt")
     os.symlink(f"{toy}/out/tokenizer.json", tmp_path / "tokenizer.json")
     (tmp_path / "x.fa").write_text(f">a\n{BASES}\n>b\n{reverse_complement(BASES)}\n")
     ask = [f"--out_dir={tmp_path}", f"--predict={tmp_path}/x.fa"]
     head, (a, b) = table(run(capsys, *ask, "--task=it"))
-    assert head == ["name", "label", "yes", "no"] and a[1:] == b[1:]    # either strand
+    assert head == ["name", "label", "yes", "no", "note"] and a[1:] == b[1:]    # either strand
     sample.main([*ask, "--instruction=Are you sure?", "--choices=aye,never", "--device=cpu"])
     out, err = capsys.readouterr()
-    assert err == analyze.GUESS + "\n" and table(out)[1][0][1:] != table(out)[1][1][1:]
+    assert err == sample.GUESS + "\n" and table(out)[1][0][1:] != table(out)[1][1][1:]
     for args, message in [(["--instruction=Are you sure?"], "give its --choices=A,B"),
                           ([], "--predict needs a --task, or an --instruction"),
                           (["--task=that"], "was tuned on it")]:
@@ -203,21 +186,49 @@ def test_a_task_is_asked_as_it_was_tuned(toy, tmp_path, capsys):
             sample.main([*ask, *args, "--device=cpu"])
 
 
-def test_cut_inputs_are_counted(model, tok, capsys):
-    log_probabilities(model, tok, ASK, [BASES, BASES * 99], "")
-    assert capsys.readouterr().err == \
-        "1 of 2 sequences were cut at their end, to fit into 240 tokens\n"
+def test_what_is_not_read_is_noted(toy, tmp_path, capsys):
+    """By one rule in every use: letters that are not bases, what is cut off a prompt, and sequences
+    without eight bases in a row, which have no label, no bits and no states."""
+    (tmp_path / "x.fa").write_text(f">good\n{BASES}\n>n\n{BASES}NNR\n>short\nACGTACG\n>broken\n"
+                                   f"{'ACGN' * 9}\n>long\n{BASES * 99}\n")
+    notes = {"good": "", "n": "3 of 63 letters are ambiguous", "short": "no 8 bases in a row",
+             "broken": "no 8 bases in a row; 9 of 36 letters are ambiguous"}
+    file, ask = f"{tmp_path}/x.fa", [f"--out_dir={toy}/out", "--instruction=Is it?", "--choices=yes,no"]
+    head, rows = table(run(capsys, *ask, f"--predict={file}"))
+    cut = rows[-1][-1]
+    assert {row[0]: row[-1] for row in rows} == notes | {"long": cut}
+    assert cut.startswith("only the first ") and cut.endswith(" of 5,940 letters were read")
+    assert [row[1] == "" for row in rows] == [row[2:4] == ["nan", "nan"] for row in rows] == \
+        [False, False, True, True, False]
+
+    head, rows = table(run(capsys, *ask[:1], f"--score={file}"))
+    assert {row[3]: row[-1] for row in rows} == notes | {"long": ""}        # which is read whole
+    out = run(capsys, *ask, f"--explain={file}")
+    assert [line for line in out.splitlines() if line.startswith(("n:", "short:", "broken:", "long:"))] == [
+        next(line for line in out.splitlines() if line.startswith("n: ")),
+        f"short: no label ({notes['short']})", f"broken: no label ({notes['broken']})",
+        next(line for line in out.splitlines() if line.startswith("long: "))]
+    assert f" ({notes['n']})\n" in out and f" ({cut})\n" in out
+    head, rows = table(run(capsys, *ask, f"--compare={file},{file}"))
+    assert {row[0]: row[-1] for row in rows} == {
+        name: f"ref: {text}; alt: {text}" if text else "" for name, text in (notes | {"long": cut}).items()}
+    sample.main([*ask[:1], f"--embed={file}", f"--output={tmp_path}/e.npy", "--device=cpu"])
+    assert capsys.readouterr().err == "".join(f"{name}: {text}\n" for name, text in notes.items() if text)
+    assert np.isnan(np.load(tmp_path / "e.npy")).all(axis=1).tolist() == [False, False, True, True, False]
+
+
+def test_a_long_instruction_is_refused(toy_session):
     with pytest.raises(ValueError, match="the instruction does not fit into 9 tokens"):
-        log_probabilities(model, tok, ASK._replace(max_len=9), [BASES], "")
+        analyze.ask(toy_session._replace(max_len=9), ASK, [BASES], "")
 
 
 # -- which bases a label depends on
 
 def test_mutation_effects(tok):
     """Of a reader that counts As: A in place of another base adds one, of an A takes one away."""
-    reader = Reader(tok, lambda s: s.count("A"))
-    label, odds, changes = analyze.mutation_effects(reader, tok, ASK, "GANTACAAAACC")
-    assert (label, odds) == ("yes", pytest.approx(6))
+    s = session(Reader(tok, lambda dna: dna.count("A")), tok)
+    k, odds, changes = analyze.mutation_effects(s, ASK, "GANTACAAAACC")
+    assert (k, odds) == (0, pytest.approx(6))
     assert changes[0].tolist() == pytest.approx([1, 0, 0, 0])
     assert changes[1].tolist() == pytest.approx([0, -1, -1, -1])
     assert changes[2].tolist() == pytest.approx([1, 0, 0, 0])
@@ -225,9 +236,9 @@ def test_mutation_effects(tok):
     assert means[:3].tolist() == pytest.approx([1 / 3, -1, 1 / 4])
     assert marks(means) == "+#++#+####++"
     # of the likeliest label, whichever it is
-    label, odds, negative = analyze.mutation_effects(
-        Reader(tok, lambda s: -s.count("A")), tok, ASK, "GANTACAAAACC")
-    assert (label, odds) == ("no", pytest.approx(6)) and np.allclose(negative, changes)
+    s = session(Reader(tok, lambda dna: -dna.count("A")), tok)
+    k, odds, negative = analyze.mutation_effects(s, ASK, "GANTACAAAACC")
+    assert (k, odds) == (1, pytest.approx(6)) and np.allclose(negative, changes)
 
 
 def test_explain(toy, tmp_path, capsys):
@@ -252,9 +263,9 @@ def test_explain(toy, tmp_path, capsys):
 
 
 def test_only_what_is_read_is_explained(tok):
-    reader = Reader(tok, lambda s: s.count("A"))
-    _, _, changes = analyze.mutation_effects(reader, tok, ASK._replace(max_len=120), BASES * 9)
-    assert len(changes) == kept_length(tok, ASK.instruction, BASES * 9, 120) < 540
+    s = session(Reader(tok, lambda dna: dna.count("A")), tok)._replace(max_len=120)
+    _, _, changes = analyze.mutation_effects(s, ASK, BASES * 9)
+    assert len(changes) == kept_length(s, ASK, BASES * 9) < 540
     assert (changes[:-9] != 0).any(axis=1).all()
 
 
@@ -280,15 +291,15 @@ def test_planted_elements_stand_out(toy, tmp_path, capsys):
                    "--learning_rate=1e-2", "--gradient_accumulation_steps=1", "--warmup_steps=5",
                    "--eval_interval=1000", "--device=cpu", "--dtype=float32"])
     s = sample.load(sample.SampleConfig(out_dir=str(tmp_path), task="core_promoter", device="cpu"))
-    question = analyze.make_question(s.cfg.instruction, (), s.questions, s.max_len)
+    question = sample.make_question(s.cfg.instruction, (), s.questions)
     promoters = [r["input"] for r in read_alpaca(f"{name}.test.json") if r["output"] == "promoter"]
     planted = np.zeros(60, dtype=bool)
     planted[2:9 + len(toy_world.MOTIFS["TATA box"])] = True
     inside, outside = [], []
     for sequence in promoters[:8]:
-        label, _, changes = analyze.mutation_effects(s.model, s.tok, question, sequence)
+        k, _, changes = analyze.mutation_effects(s, question, sequence)
         means = analyze.mean_changes(sequence, changes)
-        assert label == "promoter"
+        assert question["choices"][k] == "promoter"
         inside.append(means[planted].mean())
         outside.append(means[~planted].mean())
     assert np.mean(inside) < -0.5 and np.mean(inside) < 3 * np.mean(outside)
@@ -297,7 +308,7 @@ def test_planted_elements_stand_out(toy, tmp_path, capsys):
 # -- bits
 
 @pytest.mark.parametrize("bases", [8, 9, 40, 400])
-def test_total_bits(bases):
+def test_base_bits(bases):
     """Over windows that overlap, every token once; of a model that only knows its bigrams, so that
     the context does not matter, the same as in one piece."""
     tok = Tokenizer.train(["ACGTTGCA" * 9], 257)
@@ -310,10 +321,21 @@ def test_total_bits(bases):
     ids = [tok.eot] + tok.encode(sequence)
     nats = sum(-model(torch.tensor([[a]]))[0][0, 0].log_softmax(-1)[b].item()
                for a, b in zip(ids, ids[1:]))
-    assert total_bits(model, tok, sequence) == pytest.approx(nats / math.log(2), rel=1e-6)
+    bits = base_bits(session(model, tok), sequence)
+    assert len(bits) == bases and bits.sum() == pytest.approx(nats / math.log(2), rel=1e-6)
+    # between stretches there are none, and each is a document of its own
+    alone = base_bits(session(model, tok), f"ACGTRR{sequence}N{sequence}")
+    assert alone == pytest.approx([*[math.nan] * 6, *bits, math.nan, *bits], nan_ok=True)
 
 
-def test_score(toy, model, tok, tmp_path, capsys):
+def test_bases_share_the_bits_of_their_token(toy_session):
+    bits, s = base_bits(toy_session, BASES), toy_session
+    lengths = [len(s.tok.decode([i])) for i in s.tok.encode(BASES)]
+    assert sum(lengths) == 60 and max(lengths) > 1
+    assert all(np.ptp(part) == 0 for part in np.split(bits, np.cumsum(lengths)[:-1]))
+
+
+def test_score(toy, toy_session, tmp_path, capsys):
     fasta = tmp_path / "x.fa"
     fasta.write_text(">one\nACGTACGTACGTTTTT\nNNNNNNNNNN\nGGGGGGGGGG\n>two\n" + "acgu" * 500 +
                      "\n>short\nACGT\n>one\nACGTACGTACGTTTTT\n>none\n>unknown\n" + "N" * 50 + "\n")
@@ -322,39 +344,95 @@ def test_score(toy, model, tok, tmp_path, capsys):
     assert [row[2:4] for row in rows] == [["26", "one"], ["2000", "two"], ["0", "short"],
                                           ["16", "one"], ["0", "none"], ["0", "unknown"]]
     for row in rows:
-        assert (row[:2] == ["nan", "nan"]) == (row[2] == "0") == ("nothing to score" in row[4])
+        assert (row[:2] == ["nan", "nan"]) == (row[2] == "0") == ("no 8 bases in a row" in row[4])
 
-    a, b = (total_bits(model, tok, s) for s in ("ACGTACGTACGTTTTT", "GGGGGGGGGG"))
+    a, b = (base_bits(toy_session, dna).sum() for dna in ("ACGTACGTACGTTTTT", "GGGGGGGGGG"))
     assert float(rows[0][1]) == pytest.approx(a + b, abs=1e-5)
     assert float(rows[0][0]) == pytest.approx((a + b) / 26, abs=1e-6)
     assert rows[3][1] == f"{a:.6f}"
 
 
-def test_compare(toy, model, tok, tmp_path, capsys):
+# -- alleles
+
+def test_compare(toy, toy_session, tmp_path, capsys):
     """Pairs in one file or in two; the alleles' own bits, and with a question its probabilities."""
-    alleles = [BASES, BASES.replace("TTG", "TAG", 1), BASES[:20], BASES[:20]]
-    (tmp_path / "pairs.fa").write_text("".join(f">{i}\n{s}\n" for i, s in enumerate(alleles)))
-    (tmp_path / "ref.csv").write_text(f"name,sequence\n0,{alleles[0]}\n2,{alleles[2]}\n")
-    (tmp_path / "alt.fa").write_text(f">1\n{alleles[1]}\n>3\n{alleles[3]}\n")
+    s, changed = toy_session, BASES.replace("TTG", "TAG", 1)
+    (tmp_path / "pairs.fa").write_text(f">a ref\n{BASES}\n>b\n{BASES[:20]}\n>a alt\n{changed}\n>b\n{BASES[:20]}\n")
+    (tmp_path / "ref.csv").write_text(f"name,sequence\na ref,{BASES}\nb,{BASES[:20]}\n")
+    (tmp_path / "alt.fa").write_text(f">b\n{BASES[:20]}\n>a alt\n{changed}\n")
     ask = [f"--out_dir={toy}/out", f"--compare={tmp_path}/pairs.fa"]
     head, rows = table(run(capsys, *ask))
-    assert head == ["name", "bits_ref", "bits_alt", "difference"]
-    assert [row[0] for row in rows] == ["0", "2"]
-    a, b = (total_bits(model, tok, s) for s in alleles[:2])
-    assert rows[0][1:] == [f"{a:.6f}", f"{b:.6f}", f"{b - a:.6f}"] and rows[1][3] == "0.000000"
+    assert head == ["name_ref", "name_alt", "bases_ref", "bases_alt", "bases_both", "bits_ref", "bits_alt",
+                    "difference", "note"]
+    assert [row[:5] for row in rows] == [["a ref", "a alt", "60", "60", "60"], ["b", "b", "20", "20", "20"]]
+    a, b = (base_bits(s, dna).sum() for dna in (BASES, changed))
+    assert [float(x) for x in rows[0][5:8]] == pytest.approx([a, b, b - a], abs=2e-6)
+    assert rows[1][7:] == ["0.000000", ""]
     assert table(run(capsys, ask[0], f"--compare={tmp_path}/ref.csv,{tmp_path}/alt.fa"))[1] == rows
-    (tmp_path / "turned.fa").write_text(f">2\n{alleles[3]}\n>0\n{alleles[1]}\n")
-    with pytest.raises(ValueError, match="turned.fa: the same names in a different order"):
-        run(capsys, ask[0], f"--compare={tmp_path}/ref.csv,{tmp_path}/turned.fa")
 
     head, more = table(run(capsys, *ask, "--instruction=Is it?", "--choices=yes,no"))
-    assert head[4:] == ["yes_ref", "yes_alt", "yes_difference", "no_ref", "no_alt", "no_difference"]
-    assert [row[:4] for row in more] == rows and more[1][6] == "0.000000"
-    p = log_probabilities(model, tok, ASK._replace(max_len=250), alleles[:2], "").exp()
-    p, q = p[:, 0].tolist()
-    assert [float(x) for x in more[0][4:7]] == pytest.approx([p, q, q - p], abs=2e-6)
-    with pytest.raises(ValueError, match="2 reference and 4 alternative"):
-        sample.main([ask[0], f"--compare={tmp_path}/ref.csv,{tmp_path}/pairs.fa"])
+    assert head[8:-1] == ["yes_ref", "yes_alt", "yes_difference", "no_ref", "no_alt", "no_difference"]
+    assert [row[:8] for row in more] == [row[:8] for row in rows] and more[1][10] == "0.000000"
+    p, q = np.exp(analyze.ask(s, ASK, [BASES, changed], ""))[:, 0]
+    assert [float(x) for x in more[0][8:11]] == pytest.approx([p, q, q - p], abs=2e-6)
+
+
+@pytest.mark.parametrize("ref,alt,message", [
+    ("abc", "acd", "b is there 1 times in x/ref.fa and 0 times in x/alt.fa"),
+    ("a", "ab", "b is there 0 times in x/ref.fa and 1 times in x/alt.fa"),
+    ("a", "aa", "a is there 1 times in x/ref.fa and 2 times in x/alt.fa"),
+    ("aabbc", None, "c is there 1 times in x/ref.fa: a pair has the same name"),
+    ("aaa", None, "a is there 3 times in x/ref.fa"),
+])
+def test_what_has_no_partner_is_refused(tmp_path, monkeypatch, ref, alt, message):
+    monkeypatch.chdir(tmp_path)
+    os.mkdir("x")
+    paths = []
+    for path, names in (("x/ref.fa", ref), ("x/alt.fa", alt)):
+        if names:
+            with open(path, "w") as f:
+                f.writelines(f">{name} {i}\n{BASES}\n" for i, name in enumerate(names))
+            paths.append(path)
+    with pytest.raises(ValueError, match=message):
+        analyze.read_pairs(paths)
+
+
+def test_align():
+    def letters(ref, alt):
+        at_ref, at_alt = align(ref, alt)
+        return "".join(ref[i] for i in at_ref), "".join(alt[i] for i in at_alt)
+
+    assert letters("ACGT", "AGGN") == ("ACGT", "AGGN")              # substitutions
+    assert letters("AACGTT", "AATT") == ("AATT", "AATT")            # a deletion
+    assert letters("AATT", "AACGTT") == ("AATT", "AATT")            # an insertion
+    assert letters("AAAA", "AA") == ("AA", "AA")                    # in a repeat
+    assert letters("ANCC", "ATCGGC") == ("ANCC", "ATCC")            # an N may be any base
+    assert letters("", "ACGT") == ("", "")
+
+
+def test_alleles_are_compared_on_the_bases_of_both(toy_session, monkeypatch):
+    """A base that one allele lacks does not count: neither N nor an insertion makes an allele likely
+    or unlikely by itself. Of a model to which every base costs two bits, no allele differs."""
+    rng = np.random.default_rng(0)
+    dna = "".join(rng.choice(list("ACGT"), size=400))
+    hidden = dna[:100] + 100 * "N" + dna[200:]
+    a, b, n = analyze.shared_bits(toy_session, dna, hidden)
+    assert a == b and n == 300                                      # read in the same stretches
+    a, b, n = analyze.shared_bits(toy_session, dna, "N" * 400)
+    assert math.isnan(a) and math.isnan(b) and n == 0
+    inserted = dna[:200] + "".join(rng.choice(list("ACGT"), size=30)) + dna[200:]
+    a, b, n = analyze.shared_bits(toy_session, dna, inserted)
+    assert n == 400 and a == pytest.approx(base_bits(toy_session, dna).sum())
+    assert 0 < abs(b - a) < 15                                      # 30 bases cost 60 bits and more
+    monkeypatch.setattr(analyze, "base_bits", lambda s, sequence: np.full(len(sequence), 2.0))
+    assert analyze.shared_bits(toy_session, dna, inserted) == (800, 800, 400)
+
+
+def test_lengths_that_differ_are_noted(toy, tmp_path, capsys):
+    (tmp_path / "x.fa").write_text(f">a\n{BASES}\n>a\n{BASES}ACGTTTN\n")
+    head, (row,) = table(run(capsys, f"--out_dir={toy}/out", f"--compare={tmp_path}/x.fa"))
+    assert row[2:5] == ["60", "66", "60"]
+    assert row[-1] == "alt: 1 of 67 letters are ambiguous; lengths differ: 60 and 67 letters"
 
 
 def test_a_tuned_model_scores_with_a_warning(toy, tmp_path, capsys):
@@ -362,7 +440,8 @@ def test_a_tuned_model_scores_with_a_warning(toy, tmp_path, capsys):
     sample.main([f"--out_dir={toy}/out", f"--score={tmp_path}/x.fa"])
     assert capsys.readouterr().err == ""
     state = torch.load(f"{toy}/out/best.pt", weights_only=True)
-    torch.save(state | {"questions": {}}, tmp_path / "best.pt")
+    questions = {"it": {"instruction": "Is it?", "choices": ["yes", "no"]}}
+    torch.save(state | {"questions": questions, "prompt": instruct.prompt_form()}, tmp_path / "best.pt")
     os.symlink(f"{toy}/out/tokenizer.json", tmp_path / "tokenizer.json")
     sample.main([f"--out_dir={tmp_path}", f"--score={tmp_path}/x.fa"])
     out, err = capsys.readouterr()
@@ -371,9 +450,10 @@ def test_a_tuned_model_scores_with_a_warning(toy, tmp_path, capsys):
 
 # -- embeddings
 
-def test_embed(toy, model, tok, tmp_path, capsys):
+def test_embed(toy, toy_session, tmp_path, capsys):
     """Each row is the mean over its own tokens, whatever it is batched with, over windows where it
     is longer than the context."""
+    model, tok = toy_session.model, toy_session.tok
     sequences = [BASES[:n] for n in (60, 9, 33)] + ["GATTACACAT" * 200]
     (tmp_path / "x.fa").write_text("".join(f">s{i} x\n{s}\n" for i, s in enumerate(sequences)))
     run(capsys, f"--out_dir={toy}/out", f"--embed={tmp_path}/x.fa", f"--output={tmp_path}/e.npy")
@@ -389,6 +469,15 @@ def test_embed(toy, model, tok, tmp_path, capsys):
         assert vector == pytest.approx(np.mean(states, axis=0), abs=1e-5)
     with pytest.raises(ValueError, match="--output=NAME.npy"):
         sample.main([f"--out_dir={toy}/out", f"--embed={tmp_path}/x.fa"])
+
+
+def test_states_are_those_of_bases(toy_session):
+    """N between two stretches changes nothing, as each is a document."""
+    parts = BASES[:31], BASES[:9]
+    alone = analyze.mean_states(toy_session, parts)
+    n = [len(toy_session.tok.encode(part)) for part in parts]
+    (joined,) = analyze.mean_states(toy_session, [f"{parts[0]}{'N' * 600}R{parts[1]}"])
+    assert joined == pytest.approx(np.average(alone, axis=0, weights=n), abs=1e-5)
 
 
 # -- as a command

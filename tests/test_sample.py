@@ -13,18 +13,18 @@ import time
 import pytest
 import torch
 
+import instruct
 import sample
 from bpe import Tokenizer
-from config.machine import Machine
 from dna.tasks import fold
-from sample import find_question, parse_message
+from sample import find_question, make_question, parse_message
 
 ROOT = os.path.dirname(os.path.abspath(sample.__file__))
 BASES = "ACGTTGCAAC" * 6
 QUESTIONS = [
-    {"task": "bases", "instruction": "Is it DNA?", "choices": ["yes", "no"]},
+    {"task": "bases", "instruction": "Is it DNA?", "choices": ["yes", "no"], "has_input": True},
     {"task": "tail", "instruction": "One of: yes, no, perhaps.",
-     "choices": ["yes", "no", "perhaps"]},
+     "choices": ["yes", "no", "perhaps"], "has_input": True},
     {"task": "sums", "instruction": "What is 1 + 1?", "choices": ["two", "three"],
      "has_input": False},
 ]
@@ -80,6 +80,14 @@ def test_find_question():
     assert find_question("Mark or No Mark?", marks) is marks[0]
 
 
+def test_make_question():
+    """With the properties of the question that it asks, and its choices unless others are given"""
+    question = make_question("Is it DNA? yes or no", (), QUESTIONS)
+    assert question == QUESTIONS[0] | {"instruction": "Is it DNA? yes or no"}
+    assert make_question("Is it DNA?", ("aye", "no"), QUESTIONS) == QUESTIONS[0] | {"choices": ["aye", "no"]}
+    assert make_question("Speak.", (), QUESTIONS) == {"instruction": "Speak.", "choices": []}
+
+
 def test_a_tasks_name_asks_its_question():
     assert parse_message("bases ACGTACGT\n", QUESTIONS) == ("Is it DNA?", "ACGTACGT")
     assert parse_message("tail\nACGT", QUESTIONS) == ("One of: yes, no, perhaps.", "ACGT")
@@ -95,7 +103,7 @@ def test_both_strands_in_an_answer(toy, tmp_path, capsys):
                "--max_new_tokens=3")
     head, row = (line.split("\t") for line in run(
         capsys, folder, "--task=bases", f"--predict={tmp_path}/x.fa").splitlines())
-    for choice, p in zip(head[2:], row[2:]):
+    for choice, p in zip(head[2:-1], row[2:]):
         assert f"{choice}: {float(p):.1%}" in said.splitlines()[-1]
     assert said.splitlines()[-1].startswith("(both strands: ")
 
@@ -107,7 +115,7 @@ def test_protein_is_no_answer_to_a_question_about_dna(toy, tmp_path, capsys):
 
 
 def test_a_bad_output_is_refused_at_once(toy, tmp_path, monkeypatch):
-    monkeypatch.setattr(sample, "load", None)
+    monkeypatch.setattr(sample, "load", None)       # before the model is read
     for output in (f"{tmp_path}/none/x.tsv", str(tmp_path)):
         with pytest.raises(ValueError, match="output=.*: a file in a folder that exists"):
             sample.main([f"--out_dir={toy}/out", "--score=x.fa", f"--output={output}"])
@@ -120,6 +128,7 @@ def tuned(toy, folder, questions):
     for name in ("transformer.wte.weight", "lm_head.weight"):
         state["model"][name][0] = 0         # <|endoftext|>
     state["questions"] = {q["task"]: {k: v for k, v in q.items() if k != "task"} for q in questions}
+    state["prompt"] = instruct.prompt_form()
     torch.save(state, folder / "best.pt")
     shutil.copy(f"{toy}/out/tokenizer.json", folder)
     return f"--out_dir={folder}"
@@ -158,15 +167,14 @@ def test_streams_whole_characters(capsys):
                 printed.append(capsys.readouterr().out)
 
     printed = []
-    session = sample.Session(Model(), tok, sample.SampleConfig(), [], 9, False, None,
-                             Machine(torch.device("cpu"), torch.float32))
+    session = sample.Session(Model(), tok, sample.SampleConfig(), [], 9, None, None)
     assert sample.write(session, [1]) == "a€b\u00e9"
     assert printed == ["a", "", "", "€", "b", "", "\u00e9", ""]
 
 
 def test_answers(toy, capsys):
     out = run(capsys, f"--out_dir={toy}/out", "--instruction=Speak.", "--max_new_tokens=5")
-    assert out.startswith("### Instruction:\nSpeak.\n\n### Response:\n") and "guess" not in out
+    assert out.startswith("### Instruction:\nSpeak.\n\n### Response:\n")
     out = run(capsys, f"--out_dir={toy}/out", "--instruction=Speak.", "--choices=yes,no",
               "--max_new_tokens=5")
     chances = re.search(r"\n\((yes|no): ([\d.]+)%, (yes|no): ([\d.]+)%\)\n$", out)
@@ -180,8 +188,8 @@ def test_answers(toy, capsys):
 def test_dna_is_cleaned_and_prose_is_not(toy, capsys, given, kept):
     out = run(capsys, f"--out_dir={toy}/out", "--instruction=Speak.", f"--input={given}",
               "--max_new_tokens=1")
-    unit = "bases" if kept == BASES else "characters"
-    assert out.startswith(f"read {len(kept)} {unit}\n### Instruction:\nSpeak.\n\n"
+    read = "60 bases" if kept == BASES else f"{len(kept)} of {len(kept)} characters"
+    assert out.startswith(f"read {read}\n### Instruction:\nSpeak.\n\n"
                           f"### Input:\n{fold(kept)}\n\n### Response:\n")
 
 
@@ -189,7 +197,8 @@ def test_long_inputs_are_cut_at_their_end(toy, capsys):
     out_dir = f"--out_dir={toy}/out"
     out = run(capsys, out_dir, "--instruction=Speak.", "--input=" + "RACGTTGCAAC" * 200,
               "--choices=yes,no", "--max_new_tokens=3")
-    kept = re.match("read 2,200 bases, 200 of them ambiguous, kept the first ([0-9]+)\n", out)
+    kept = re.match("read 2,200 bases; 200 of 2,200 letters are ambiguous; "
+                    "only the first ([0-9]+) of 2,200 letters were read\n", out)
     kept = int(kept[1])
     # all that fits, and the answer does not depend on what does not
     tok = Tokenizer.load(f"{toy}/out/tokenizer.json")
@@ -212,7 +221,7 @@ def test_probabilities_are_of_the_answers_own_labels(toy, tmp_path, capsys):
     response = out.split("### Response:\n")[1].removesuffix("\n")
     question = {"task": "which", "instruction": "Which?", "choices": [response, "no"]}
     out = run(capsys, tuned(toy, tmp_path, [*QUESTIONS, question]), *ask)
-    assert out.count("%") == 2 and "guess" not in out
+    assert out.count("%") == 2
     chances = out.split(f"### Response:\n{response}\n")[1]
     assert f"{response}: " in chances and "no: " in chances and "yes: " not in chances
     # an answer that is none of the choices has no probabilities
@@ -220,15 +229,13 @@ def test_probabilities_are_of_the_answers_own_labels(toy, tmp_path, capsys):
     assert out.endswith(f"### Response:\n{response}\n")
     # nor has a question that the model was not tuned on, unless they are asked for
     out_dir = tuned(toy, tmp_path, QUESTIONS)
-    out = run(capsys, out_dir, *ask)
-    assert "not tuned on this question" in out and out.endswith(f"### Response:\n{response}\n")
+    sample.main([out_dir, *ask, "--device=cpu"])
+    out, err = capsys.readouterr()
+    assert err == f"{sample.GUESS}\n" and out.endswith(f"### Response:\n{response}\n")
     assert "%, " in run(capsys, out_dir, *ask, "--choices=aye,no")
 
 
 # -- chat
-
-GUESS = "the model was not tuned on this question: its answer is a guess\n"
-
 
 @pytest.fixture(scope="module")
 def chat_model(toy, tmp_path_factory):
@@ -240,9 +247,9 @@ def chat_model(toy, tmp_path_factory):
     (f"2\n\n\n{BASES}\n\n", ["60 bases"], 0),                   # blank lines before the sequence
     (f"2 {BASES}\n\n", ["60 bases"], 0),
     (f"Is it DNA?\n\n{BASES[:30]}\n{BASES[30:]}\n", ["60 bases"], 0),   # ended by Ctrl-D
-    (f"2\n>a header\n{BASES}RNN\n\n", ["63 bases, 3 of them ambiguous"], 0),
+    (f"2\n>a header\n{BASES}RNN\n\n", ["63 bases; 3 of 63 letters are ambiguous"], 0),
     (f"2\n{BASES}\n\n1\n{BASES[:9]}\n\n", ["60 bases", "9 bases"], 0),
-    (f"2\n{BASES * 99}\n\n", [r"5,940 bases, kept the first \d+"], 0),
+    (f"2\n{BASES * 99}\n\n", [r"5,940 bases; only the first \d+ of 5,940 letters were read"], 0),
     (f"read 60 bases\n### Instruction:\nIs it DNA?\n\n### Input:\n{BASES}\n\n### Response:\nyes\n"
      "(yes: 99.0%, no: 1.0%)\n\n", ["60 bases"], 0),                # what sample.py printed
     ("What is 1 + 1?\n\n", [], 0),                                  # a question without a sequence
@@ -258,17 +265,18 @@ def test_chat(toy, chat_model, capsys, monkeypatch, typed, reads, guesses):
         raise EOFError
 
     monkeypatch.setattr("builtins.input", type_line)
-    out = run(capsys, chat_model, "--chat", "--max_new_tokens=2")
+    sample.main([chat_model, "--chat", "--max_new_tokens=2", "--device=cpu"])
+    out, err = capsys.readouterr()
     assert "   2  tail: yes, no, perhaps\n" in out
     found = re.findall("^read (.*)$", out, re.MULTILINE)
     assert len(found) == len(reads) and all(map(re.fullmatch, reads, found))
-    assert out.count(GUESS) == guesses and "%" not in out
+    assert err.count(sample.GUESS) == guesses and "%" not in out
 
 
 def test_chat_says_what_is_wrong_and_goes_on(chat_model):
     done = command(chat_model, "--chat", "--max_new_tokens=2", text=(
         f"2\nMKLVAW\n\n{BASES}\n\n9\n\n" + "word " * 900 + f"\n\n2\n{BASES}\n\n2\n\n"))
-    assert done.returncode == 0 and done.stderr == ""
+    assert done.returncode == 0 and done.stderr == f"{sample.GUESS}\n"      # of the words
     for line in ("is no nucleotide", "begin with the question", "the numbers 1 to 3",
                  "the instruction does not fit into", "read 60 bases", "give one as the input"):
         assert done.stdout.count(line) == 1, line
@@ -319,7 +327,7 @@ def test_chat_in_a_terminal(chat_model, end):
     terminal.type("\x03")
     assert WARNING not in terminal.read_until("> ")
     terminal.type(f"2\n{BASES * 200}\n\n")         # 12,000 bases in a line, in the same paste
-    terminal.read_until("read 12,000 bases, kept the first ")
+    terminal.read_until("read 12,000 bases; only the first ")
     terminal.read_until("\n")
     terminal.type("\x03")                          # stops the answer, which has no end
     assert WARNING not in terminal.read_until("> ")

@@ -1,20 +1,24 @@
 """
-Ask a model about files of sequences: what sample.py does with --predict, --explain, --compare,
---score and --embed.
+Ask a model about files of sequences: sample.py --predict, --explain, --compare, --score, --embed.
 
-A file is FASTA, or a table with a column `sequence`; it may be packed (gzip, xz, bzip2), and - is
-standard input. Results are tab-separated, in the order of the file. They are written to --output
-(gzipped if its name ends in .gz), which appears when it is complete, or else printed.
+A file is FASTA, or a table with a column `sequence`. It may be packed (gzip, xz, bzip2), and - is
+standard input. Results are tab-separated, in the order of the file. They are written to
+--output (gzipped if its name ends in .gz), or else printed. A note tells what was not read of a
+sequence.
 
-Shapes: N sequences, K choices, L bases, B batch, T time (tokens), C channels.
+The functions take `s`, the Session that sample.py has loaded, and a question, which is an example
+without its input.
+
+Shapes: N sequences, K choices, L letters, B batch, T time (tokens), C channels.
 """
 import gzip
 import math
 import os
 import re
+import shlex
 import sys
 from contextlib import contextmanager
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,11 +28,26 @@ from tqdm import tqdm
 
 from bpe import SHORTEST
 from config import replacing, require
-from dna.read import (clean_dna, is_dna, read_fasta, read_lines, read_table, reverse_complement,
-                      stretches)
-from instruct import encode_prompts
+from dna.read import clean_dna, is_dna, read_fasta, read_lines, read_table, stretches
+from instruct import encode_prompts, label_probabilities
 
-# ----------------------------------------------------------------------------------------------
+
+@dataclass
+class AnalyzeConfig:
+    # The question
+    instruction: str = ""           # what to do
+    task: str = ""                  # in its place: a task that the model was tuned on, by name
+    choices: tuple = ()             # the possible answers, if not those of the task
+    # Files of sequences, for one of these uses
+    predict: str = ""               # file: a label for each sequence, and the labels' probabilities
+    explain: str = ""               # file or sequence: the bases that the label depends on
+    compare: tuple = ()             # file of pairs, or two files: reference and alternative alleles
+    score: str = ""                 # file: bits and bits per base of each sequence
+    embed: str = ""                 # file: mean of the final hidden states, to --output=NAME.npy
+    output: str = ""                # file for the result; .gz is packed
+
+
+# --------------------------------------------------------------------------------------
 # Files
 
 def read_sequences(path, shortest=1):
@@ -47,14 +66,14 @@ def read_sequences(path, shortest=1):
 @contextmanager
 def results(path):
     """-> a text file to write to: `path` when all is well and complete, or standard output"""
-    if path:
-        with replacing(path) as temporary:
-            opened = gzip.open if path.endswith(".gz") else open
-            with opened(temporary, "wt", encoding="utf-8") as f:
-                yield f
-        print(f"wrote {path}")
+    if not path:
+        yield sys.stdout
         return
-    yield sys.stdout
+    with replacing(path) as temporary:
+        opened = gzip.open if path.endswith(".gz") else open
+        with opened(temporary, "wt", encoding="utf-8") as f:
+            yield f
+    print(f"wrote {path}")
 
 
 def tsv(*cells):
@@ -62,155 +81,85 @@ def tsv(*cells):
     return "\t".join(f"{c:.6f}" if isinstance(c, float) else str(c) for c in cells) + "\n"
 
 
-# ----------------------------------------------------------------------------------------------
-# Questions
+# --------------------------------------------------------------------------------------
+# What is read of a sequence
 
-GUESS = "the model was not tuned on this question: its answer is a guess"
-
-
-class Question(NamedTuple):
-    instruction: str
-    choices: tuple                  # what the answer is chosen from
-    max_len: int                    # the most tokens that its prompts may have
-    either_strand: bool = False     # whether both strands have the same answer
-
-
-def find_question(instruction, questions):
-    """-> which of the questions that the model was tuned on an instruction asks, in the same words
-    or by naming all its choices; None if it asks none of them"""
-    def names_all(choices):
-        text = instruction
-        for choice in sorted(choices, key=len, reverse=True):   # "No Mark" does not name "Mark"
-            text, n = re.subn(rf"(?<!\w){re.escape(choice)}(?!\w)", "|", text)
-            if not n:
-                return False
-        return True
-
-    same = [q for q in questions if q["instruction"] == instruction]
-    named = [q for q in questions if names_all(q["choices"])]
-    return max(same or named, key=lambda q: len(q["choices"]), default=None)
+def note(sequence, kept=None):
+    """-> what to know of the result of a sequence, or "". kept: how many of its letters were read,
+    from its beginning; by default all"""
+    remarks = []
+    if not stretches(sequence):
+        remarks.append(f"no {SHORTEST} bases in a row")
+    if ambiguous := len(re.findall("[^ACGT]", sequence)):
+        remarks.append(f"{ambiguous:,} of {len(sequence):,} letters are ambiguous")
+    if kept is not None and kept < len(sequence):
+        remarks.append(f"only the first {kept:,} of {len(sequence):,} letters were read")
+    return "; ".join(remarks)
 
 
-def make_question(instruction, choices, questions, max_len):
-    """-> the Question of an instruction, with these choices or else those of the question that it
-    asks; None without an instruction"""
-    if not instruction:
-        return None
-    known = find_question(instruction, questions)
-    choices = choices or (known["choices"] if known else ())
-    require(len(choices) > 1, "what are the answers? The model was not tuned on this question: "
-            "give its --choices=A,B")
-    if questions and not known:
-        print(GUESS, file=sys.stderr)
-    either_strand = known is not None and known.get("either_strand", False)
-    return Question(instruction, tuple(choices), max_len, either_strand)
-
-
-def encode_inputs(tok, instruction, inputs, max_len):
-    """-> an array of ids per input; how many inputs were cut to fit into max_len tokens. ValueError
-    where the instruction leaves no room for them"""
-    (ids,), cut = encode_prompts(tok, [(instruction, inputs[0][:SHORTEST])], max_len)
-    require(ids is not None and not cut,
-            f"the instruction does not fit into {max_len} tokens: shorten it")
-    return encode_prompts(tok, [(instruction, text) for text in inputs], max_len)
-
-
-def kept_length(tok, instruction, text, max_len):
-    """-> how much of an input its prompt holds, in bases or characters"""
-    (cut,), _ = encode_inputs(tok, instruction, [text], max_len)
-    (whole,), _ = encode_prompts(tok, [(instruction, text)], sys.maxsize)
-    if len(cut) == len(whole):
+def kept_length(s, question, text):
+    """-> how many letters of an input its prompt holds; the others are cut off"""
+    (ids,), (is_cut,) = encode_prompts(s.tok, [(question["instruction"], text)], s.max_len)
+    if not is_cut:
         return len(text)
+    (whole,), _ = encode_prompts(s.tok, [(question["instruction"], text)], sys.maxsize)
     # white space is not counted, as a prompt may break a line of DNA
-    all_letters, kept = (len("".join(tok.decode(ids).split())) for ids in (whole, cut))
-    return max(0, len(text) - all_letters + kept)
+    n_all, n_kept = (len("".join(s.tok.decode(part).split())) for part in (whole, ids))
+    return max(0, len(text) - n_all + n_kept)
 
 
-def what_was_read(tok, instruction, text, max_len):
-    """-> "read 120 bases, kept the first 90" """
-    note = f"read {len(text):,} {'bases' if is_dna(text) else 'characters'}"
-    if is_dna(text) and (ambiguous := len(re.findall("[^ACGT]", text))):
-        note += f", {ambiguous:,} of them ambiguous"
-    kept = kept_length(tok, instruction, text, max_len)
-    return note if kept == len(text) else f"{note}, kept the first {kept:,}"
-
-
-# ----------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Labels
 
-BATCH = 64      # sequences
+def ask(s, question, sequences, what):
+    """-> log-probabilities of the choices for each sequence, float64 (N, K), nan for what is no DNA
+    to the model. what: a word for the progress bar"""
+    examples = [question | {"input": sequence} for sequence in sequences]
+    answers = label_probabilities(s.model, s.tok, examples, s.max_len, s.machine, what)
+    require(None not in answers, f"the instruction does not fit into {s.max_len} tokens: shorten it")
+    log_p = np.stack([answer.log_p for answer in answers])
+    log_p[[not stretches(sequence) for sequence in sequences]] = np.nan
+    return log_p
 
 
-def batches(items, what):
-    """-> lists of indices of items of similar length. Those whose lengths are within 16 stay in
-    their order: neighbours, such as mutants of a sequence, may have a long prefix in common."""
-    order = sorted(range(len(items)), key=lambda i: len(items[i]) // 16)
-    few = len(items) <= BATCH       # done before a bar is read
-    with tqdm(total=len(items), desc=what, unit=" rows", disable=few or None) as bar:
-        for start in range(0, len(items), BATCH):
-            batch = order[start:start + BATCH]
-            yield batch
-            bar.update(len(batch))
+def predict(s, path, question):
+    """Write the most likely label of each sequence, and the probabilities of all labels."""
+    with results(s.cfg.output) as f:
+        names, sequences = zip(*read_sequences(path))
+        log_p = ask(s, question, sequences, "predicting")
+        f.write(tsv("name", "label", *question["choices"], "note"))
+        for name, sequence, p in zip(names, sequences, np.exp(log_p).tolist()):
+            label = "" if math.isnan(p[0]) else question["choices"][p.index(max(p))]
+            f.write(tsv(name, label, *p, note(sequence, kept_length(s, question, sequence))))
 
 
-def log_probabilities(model, tok, question, sequences, what):
-    """-> log-probabilities of the choices for each sequence, float64 (N, K); those of the mean of
-    both strands' probabilities where both have the same answer"""
-    # the prompts
-    asked = list(sequences)
-    if question.either_strand:
-        asked += map(reverse_complement, sequences)
-    prompts, n_cut = encode_inputs(tok, question.instruction, asked, question.max_len)
-    if n_cut:       # each strand was counted
-        print(f"{n_cut * len(sequences) // len(asked):,} of {len(sequences):,} sequences were cut at "
-              f"their end, to fit into {question.max_len} tokens", file=sys.stderr)
-
-    # their answers
-    choices = [ids.tolist() + [tok.eot] for ids in tok.encode_batch(question.choices)]
-    nats = torch.empty(len(asked), len(choices), dtype=torch.float64)
-    for batch in batches(prompts, what):
-        nats[batch] = model.log_likelihoods([prompts[i].tolist() for i in batch],
-                                            choices)[0].cpu().double()
-    strands = nats.log_softmax(dim=1).view(-1, len(sequences), len(choices))
-    return strands.logsumexp(dim=0) - math.log(len(strands))
-
+# --------------------------------------------------------------------------------------
+# Which bases a label depends on
 
 def log_odds(log_p, k):
     """log-probabilities (N, K) -> log(p / (1 - p)) of choice k (N,), precise even if p is near 1"""
-    others = torch.cat([log_p[:, :k], log_p[:, k + 1:]], dim=1)
-    return log_p[:, k] - others.logsumexp(dim=1)
+    return log_p[:, k] - np.logaddexp.reduce(np.delete(log_p, k, axis=1), axis=1)
 
 
-def predict(model, tok, path, question, output):
-    """Write the most likely label of each sequence, and the probabilities of all labels."""
-    with results(output) as f:
-        names, sequences = zip(*read_sequences(path))
-        log_p = log_probabilities(model, tok, question, sequences, "predicting")
-        f.write(tsv("name", "label", *question.choices))
-        for name, p in zip(names, log_p.exp().tolist()):
-            f.write(tsv(name, question.choices[p.index(max(p))], *p))
+def mutation_effects(s, question, sequence):
+    """In-silico mutagenesis: each base that the prompt holds is replaced by the three others. (Where
+    a sequence is cut and both strands are read, only the bases of the given strand's prompt are.)
 
-
-# ----------------------------------------------------------------------------------------------
-# Which bases a label depends on
-
-def mutation_effects(model, tok, question, sequence):
-    """In-silico mutagenesis: each base that the prompt holds is replaced by the three others. (Of a
-    sequence that is cut, the other strand's prompt holds the other end, whose bases are not tried.)
-    -> the likeliest choice; its log-odds; what becomes of them with A, C, G or T at each position,
-    as the difference, (L, 4)"""
+    -> index of the likeliest choice; its log-odds; what replacing a letter with A, C, G or T adds
+    to them (L, 4)
+    """
     # the sequence itself, then its mutants
-    kept = kept_length(tok, question.instruction, sequence, question.max_len)
+    kept = kept_length(s, question, sequence)
     at = [(i, j) for i in range(kept) for j, base in enumerate("ACGT") if base != sequence[i]]
     mutants = [sequence[:i] + "ACGT"[j] + sequence[i + 1:] for i, j in at]
-    log_p = log_probabilities(model, tok, question, [sequence, *mutants], "explaining")
+    log_p = ask(s, question, [sequence, *mutants], "explaining")
 
     # the change of the log-odds
-    k = int(log_p[0].argmax())
-    odds = log_odds(log_p, k).numpy()
+    k = log_p[0].argmax()
+    odds = log_odds(log_p, k)
     changes = np.zeros((kept, 4))
     changes[tuple(np.transpose(at))] = odds[1:] - odds[0]
-    return question.choices[k], odds[0], changes
+    return k, odds[0], changes
 
 
 def mean_changes(sequence, changes):
@@ -242,133 +191,237 @@ def show(sequence, means):
         print(f"{start + 1:6}  {line}\n{'':8}{below}".rstrip())
 
 
-def explain(model, tok, path, question, output):
+def explain(s, path, question):
     """Show which bases the label of each sequence depends on, and write the changes. `path` may be
     a sequence."""
     # a file, or a sequence
     require(os.path.exists(path) or path == "-" or not path.isalpha() or len(path) >= SHORTEST,
             f"{path}: neither a file nor DNA of {SHORTEST} bases or more")
     typed = not os.path.exists(path) and is_dna(path.upper().replace("U", "T"), SHORTEST)
-    found = [("sequence", clean_dna(path, "explain"))] if typed else read_sequences(path)
+    records = [("sequence", clean_dna(path, "explain"))] if typed else read_sequences(path)
 
     table = [tsv("name", "label", "position", "base", *"ACGT")]
-    for name, sequence in found:
-        label, odds, changes = mutation_effects(model, tok, question, sequence)
-        print(f"{name}: {label}, log-odds {odds:.2f}")
+    for name, sequence in records:
+        remarks = note(sequence, kept_length(s, question, sequence))
+        remarks = f" ({remarks})" if remarks else ""
+        if not stretches(sequence):
+            print(f"{name}: no label{remarks}")
+            continue
+        k, odds, changes = mutation_effects(s, question, sequence)
+        label = question["choices"][k]
+        print(f"{name}: {label}, log-odds {odds:.2f}{remarks}")
         show(sequence, mean_changes(sequence, changes))
         table += [tsv(name, label, i, sequence[i - 1], *x)
                   for i, x in enumerate(changes.tolist(), start=1)]
     print("Replacing the base lowers the log-odds of the label: # by at least half of the largest "
           "change,\n: by a fifth; + raises them by a fifth.")
-    if output:
-        with results(output) as f:
+    if s.cfg.output:
+        with results(s.cfg.output) as f:
             f.writelines(table)
-        print(f"next: python -m tools.plot --explain {output}")
+        print(f"next: python -m tools.plot --explain {shlex.quote(s.cfg.output)}")
 
 
-# ----------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Bits
 
 @torch.inference_mode()
-def total_bits(model, tok, sequence):
-    """-> the bits that the model needs for a sequence, read as a document: few if the sequence
-    resembles what the model was trained on"""
-    T = model.config.block_size
-    ids = torch.tensor([tok.eot] + tok.encode(sequence), device=model.device)
+def token_bits(s, ids):
+    """ids (T,) -> the bits that the model needs for each token of a document (T,)"""
+    T = s.model.config.block_size
+    ids = torch.tensor([s.tok.eot, *ids], device=s.model.device)
     nats = []
     # windows overlap by half: each token counts once, with at least half a context before it
     for start in range(0, max(1, len(ids) - 1 - T // 2), T // 2):
         window = ids[start:start + T + 1]
-        logits, _ = model(window[None, :-1])
+        logits, _ = s.model(window[None, :-1])
         loss = F.cross_entropy(logits[0].float(), window[1:], reduction="none")
         nats += loss[T - T // 2 if start else 0:].tolist()
-    return math.fsum(nats) / math.log(2)
+    return np.array(nats) / math.log(2)
 
 
-def stretches_bits(model, tok, sequence):
-    """-> total bits of the stretches between ambiguous letters, each a document, and their bases"""
-    found = stretches(sequence)
-    bits = math.fsum(total_bits(model, tok, s) for s in found) if found else math.nan
-    return bits, sum(map(len, found))
+def base_bits(s, sequence):
+    """How many bits the model needs for each base: few where the sequence resembles what the model
+    was trained on. Each stretch of A, C, G, T is a document. The bases of a token share its bits.
+
+    -> (L,), nan for the letters between the stretches
+    """
+    bits, start = np.full(len(sequence), np.nan), 0
+    for stretch in stretches(sequence):
+        start = sequence.index(stretch, start)
+        ids = s.tok.encode(stretch)
+        lengths = np.array([len(s.tok.decode_bytes([i])) for i in ids])
+        bits[start:start + len(stretch)] = np.repeat(token_bits(s, ids) / lengths, lengths)
+        start += len(stretch)
+    return bits
 
 
-def score(model, tok, path, question, output):
+def total(bits):
+    """(L,) -> the sum of the bits, nan where there are none; and how many bases have them"""
+    bits = bits[~np.isnan(bits)]
+    return float(bits.sum()) if len(bits) else math.nan, len(bits)
+
+
+def score(s, path, question):
     """Write bits and bits per base of each sequence."""
-    with results(output) as f:
-        found = read_sequences(path, shortest=0)
+    with results(s.cfg.output) as f:
+        records = read_sequences(path, shortest=0)
         f.write(tsv("bits_per_base", "bits", "bases", "record", "note"))
-        for name, sequence in tqdm(found, desc="scoring", unit=" rows", disable=None):
-            bits, bases = stretches_bits(model, tok, sequence)
-            note = "" if bases else "nothing to score: no 8 bases in a row"
-            f.write(tsv(bits / max(bases, 1), bits, bases, name, note))
+        for name, sequence in tqdm(records, desc="scoring", unit=" rows", disable=None):
+            bits, bases = total(base_bits(s, sequence))
+            f.write(tsv(bits / max(bases, 1), bits, bases, name, note(sequence)))
 
+
+# --------------------------------------------------------------------------------------
+# Pairs of alleles
 
 def read_pairs(paths):
-    """One file whose records alternate, or two files -> (name, reference), ... and (name,
-    alternative), ..."""
+    """-> for each pair the (name, sequence) of the reference and that of the alternative allele.
+    Alleles are paired by the first word of their names."""
     require(len(paths) <= 2, f"compare: {len(paths)} files: give one of pairs, or two")
     files = [read_sequences(path) for path in paths]
-    ref, alt = files if len(files) == 2 else (files[0][::2], files[0][1::2])
-    require(len(ref) == len(alt), f"{', '.join(paths)}: {len(ref)} reference and {len(alt)} "
-            "alternative sequences: give as many of each")
-    before, after = ([name for name, _ in part] for part in (ref, alt))
-    turned = len(files) == 2 and before != after and set(before) == set(after)
-    require(not turned, f"{', '.join(paths)}: the same names in a different order: sort them, as the "
-            "first of one is compared with the first of the other")
-    return ref, alt
+    alleles = {}
+    for i, records in enumerate(files):
+        for name, sequence in records:
+            alleles.setdefault(name.split()[0], []).append((i, name, sequence))
+
+    # each name is there once in each of two files, or twice in one
+    expected = [0, len(files) - 1]
+    for word, members in alleles.items():
+        where = [i for i, *_ in members]
+        counts = " and ".join(f"{where.count(i)} times in {path}" for i, path in enumerate(paths))
+        require(where == expected, f"{word} is there {counts}: a pair has the same name, once in each "
+                "of two files, or twice in one, the reference first")
+    return [(ref[1:], alt[1:]) for ref, alt in alleles.values()]
 
 
-def compare(model, tok, paths, question, output):
-    """Write the total bits of both alleles of each pair and their difference, and with a question
-    the same of the probability of each label."""
-    with results(output) as f:
-        ref, alt = read_pairs(paths)
-        sequences = [sequence for _, sequence in ref + alt]
-        bar = tqdm(sequences, desc="scoring", unit=" rows", disable=None)
-        values = np.array([[stretches_bits(model, tok, s)[0]] for s in bar])    # (2N, 1)
+def align(ref, alt):
+    """-> indices of the letters that both alleles have: those in ref (n,), those in alt (n,). Alleles
+    of one length differ by substitutions. Otherwise they share what is before an insertion or
+    deletion, and what is behind it."""
+    def n_same(ref, alt):       # at their beginnings; an ambiguous letter may be any
+        different = (i for i, (a, b) in enumerate(zip(ref, alt))
+                     if a != b and {a, b} <= set("ACGT"))
+        return next(different, min(len(ref), len(alt)))
+
+    if len(ref) == len(alt):
+        return np.arange(len(ref)), np.arange(len(alt))
+    before = n_same(ref, alt)
+    behind = n_same(ref[before:][::-1], alt[before:][::-1])
+    return [np.r_[:before, len(allele) - behind:len(allele)] for allele in (ref, alt)]
+
+
+def shared_bits(s, ref, alt):
+    """-> the bits of the bases that both alleles have, in ref and in alt, nan if there are none; and
+    how many bases these are"""
+    # what is ambiguous in one becomes ambiguous in the other, so that both have the same stretches
+    at_ref, at_alt = align(ref, alt)
+    ref, alt = np.array(list(ref)), np.array(list(alt))
+    ambiguous = ~np.isin([ref[at_ref], alt[at_alt]], list("ACGT")).all(axis=0)
+    ref[at_ref[ambiguous]] = alt[at_alt[ambiguous]] = "N"
+
+    bits = np.stack([base_bits(s, "".join(ref))[at_ref], base_bits(s, "".join(alt))[at_alt]])
+    bits[:, np.isnan(bits).any(axis=0)] = np.nan
+    (bits_ref, n), (bits_alt, _) = map(total, bits)
+    return bits_ref, bits_alt, n
+
+
+def compare(s, paths, question):
+    """Write the bits of both alleles of each pair and their difference, and with a question the same
+    of the probability of each label."""
+    with results(s.cfg.output) as f:
+        pairs = read_pairs(paths)
+        refs, alts = ([pair[i][1] for pair in pairs] for i in (0, 1))
+
+        # the probabilities: of the reference, the alternative and their difference (N, K, 3)
+        choices, p = [], np.zeros((len(pairs), 0, 3))
         if question:
-            log_p = log_probabilities(model, tok, question, sequences, "predicting")
-            values = np.hstack([values, log_p.exp().numpy()])                   # (2N, 1 + K)
+            choices = question["choices"]
+            both = np.exp(ask(s, question, refs + alts, "predicting"))
+            p_ref, p_alt = np.split(both, 2)
+            p = np.stack([p_ref, p_alt, p_alt - p_ref], axis=2)
 
-        # three columns of each value
-        before, after = np.split(values, 2)
-        values = np.stack([before, after, after - before], axis=2).reshape(len(ref), -1)
-        f.write(tsv("name", "bits_ref", "bits_alt", "difference",
-                    *(f"{choice}_{part}" for choice in (question.choices if question else ())
-                      for part in ("ref", "alt", "difference"))))
-        f.writelines(tsv(name, *x) for (name, _), x in zip(ref, values.tolist()))
+        f.write(tsv("name_ref", "name_alt", "bases_ref", "bases_alt", "bases_both", "bits_ref",
+                    "bits_alt", "difference", *(f"{choice}_{part}" for choice in choices
+                                                for part in ("ref", "alt", "difference")), "note"))
+        for pair, values in zip(tqdm(pairs, desc="scoring", unit=" pairs", disable=None), p):
+            (name_ref, ref), (name_alt, alt) = pair
+            bits_ref, bits_alt, n = shared_bits(s, ref, alt)
+            remarks = [f"{allele}: {text}" for allele, sequence in (("ref", ref), ("alt", alt))
+                       if (text := note(sequence, question and kept_length(s, question, sequence)))]
+            if len(ref) != len(alt):
+                remarks.append(f"lengths differ: {len(ref):,} and {len(alt):,} letters")
+            f.write(tsv(name_ref, name_alt, *(sum(map(len, stretches(x))) for x in (ref, alt)), n,
+                        bits_ref, bits_alt, bits_alt - bits_ref, *values.ravel().tolist(),
+                        "; ".join(remarks)))
 
 
-# ----------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Embeddings
 
+BATCH = 64      # windows
+
+
 @torch.inference_mode()
-def mean_states(model, tok, sequences):
-    """-> the mean of the final hidden states over the tokens of each sequence, read as a document,
-    float32 (N, C). One that is longer than the context is read in windows of that size."""
-    T = model.config.block_size - 1
-    windows = [(i, ids[start:start + T]) for i, ids in enumerate(tok.encode_batch(sequences))
+def mean_states(s, sequences):
+    """-> the mean of the final hidden states over the tokens of each sequence's stretches of A, C, G,
+    T, float32 (N, C); nan where there are none. A stretch that is longer than the context is read in
+    windows of that size."""
+    T = s.model.config.block_size - 1
+    owners, texts = zip(*((i, stretch) for i, sequence in enumerate(sequences)
+                          for stretch in stretches(sequence)))
+    windows = [(i, ids[start:start + T]) for i, ids in zip(owners, s.tok.encode_batch(texts))
                for start in range(0, len(ids), T)]
-    total = torch.zeros(len(sequences), model.config.n_embd)
-    count = torch.zeros(len(sequences), 1)
-    for batch in batches([ids for _, ids in windows], "embedding"):
-        part = [windows[i] for i in batch]
-        ids = [torch.tensor([tok.eot, *ids.tolist()]) for _, ids in part]
-        x = model.hidden(pad_sequence(ids, batch_first=True).to(model.device))      # (B, T, C)
-        for (i, ids), states in zip(part, x.cpu()):
-            total[i] += states[1:len(ids) + 1].sum(dim=0)       # neither <|endoftext|> nor padding
-            count[i] += len(ids)
-    return (total / count).numpy()
+    windows.sort(key=lambda window: len(window[1]))
+
+    sums = torch.zeros(len(sequences), s.model.config.n_embd)
+    counts = torch.zeros(len(sequences), 1)
+    for start in tqdm(range(0, len(windows), BATCH), desc="embedding", unit=" batches", disable=None):
+        batch = windows[start:start + BATCH]
+        ids = [torch.tensor([s.tok.eot, *ids.tolist()]) for _, ids in batch]
+        x = s.model.hidden(pad_sequence(ids, batch_first=True).to(s.model.device))      # (B, T, C)
+        for (i, ids), states in zip(batch, x.cpu()):
+            sums[i] += states[1:len(ids) + 1].sum(dim=0)    # neither <|endoftext|> nor padding
+            counts[i] += len(ids)
+    return (sums / counts).numpy()
 
 
-def embed(model, tok, path, question, output):
+def embed(s, path, question):
     """Write the sequences' mean states as NAME.npy, and their names, one a line, as
-    NAME.names.txt."""
-    require(output.endswith(".npy"), "embed: say where the vectors go: --output=NAME.npy")
+    NAME.names.txt. Notes are printed."""
+    output = s.cfg.output
     names, sequences = zip(*read_sequences(path))
-    vectors = mean_states(model, tok, sequences)
+    for name, sequence in zip(names, sequences):
+        if remarks := note(sequence):
+            print(f"{name}: {remarks}", file=sys.stderr)
+    vectors = mean_states(s, sequences)
     with results(output.removesuffix(".npy") + ".names.txt") as f:
         f.writelines(f"{name}\n" for name in names)
     with replacing(output) as temporary, open(temporary, "wb") as f:
         np.save(f, vectors)
     print(f"wrote {output}")
+
+
+# --------------------------------------------------------------------------------------
+
+USES = {"predict": predict, "explain": explain, "compare": compare, "score": score, "embed": embed}
+
+
+def check(cfg, use):
+    """ValueError if a use cannot work, found before a model is loaded"""
+    folder = os.path.dirname(cfg.output) or "."
+    require(os.path.isdir(folder) and not os.path.isdir(cfg.output),
+            f"output={cfg.output}: a file in a folder that exists, please")
+    require(use != "embed" or cfg.output.endswith(".npy"),
+            "embed: say where the vectors go: --output=NAME.npy")
+
+
+def run(s, use, question):
+    """use: one of USES; question: what sample.make_question() says, None without an instruction"""
+    require(question or use not in ("predict", "explain"),
+            f"--{use} needs a --task, or an --instruction and its --choices")
+    require(not question or len(question["choices"]) > 1, "what are the answers? The model was not "
+            "tuned on this question: give its --choices=A,B")
+    USES[use](s, getattr(s.cfg, use), question)
+    if use in ("score", "compare") and s.questions:
+        print("warning: this model was tuned to answer: bits per base belong to the pretrained one, "
+              "by its --out_dir", file=sys.stderr)
