@@ -261,90 +261,40 @@ def find_leaks(train, scored):
     return same | {owners[k][0] for k in overlaps}
 
 
-class Windows(NamedTuple):
-    """All runs of 20 letters in a list of sequences, in their order. Each field is an array (N,)."""
-    code: np.ndarray        # the letters: two bits each, as a number
-    owner: np.ndarray       # index of the sequence
-    at: np.ndarray          # position in the sequence
-
-    def where(self, chosen):
-        return Windows(*(field[chosen] for field in self))
-
-
-def windows(sequences):
-    """Sequences of 20 letters or more -> their Windows. Ambiguous letters have the code of A, so equal
-    codes are not always equal letters."""
-    lengths = np.array([len(sequence) for sequence in sequences])
-    two_bits = np.zeros(256, dtype=np.int64)
-    two_bits[list(b"CGT")] = 1, 2, 3
-    letters = two_bits[np.frombuffer("".join(sequences).encode(), dtype=np.uint8)]
-    code = np.zeros(len(letters) - OVERLAP + 1, dtype=np.int64)
-    for i in range(OVERLAP):
-        code = code << 2 | letters[i:i + len(code)]
-
-    # leave out the runs that cross from one sequence to the next
-    owner = np.repeat(np.arange(len(sequences)), lengths - OVERLAP + 1)
-    position = np.arange(len(owner)) + (OVERLAP - 1) * owner
-    return Windows(code[position], owner, position - (np.cumsum(lengths) - lengths)[owner])
-
-
 def overlapping(train, scored):
     """Lists of DNA, each of 20 letters or more -> indices of the training sequences that contain a
     scored one or lie inside one, on either strand"""
-    if not train or not scored:
-        return set()
-    scored = sorted({*scored, *map(reverse_complement, scored)})
-    of_scored = windows(scored)
-    codes, number = np.unique(of_scored.code, return_inverse=True)
-    of_scored = of_scored._replace(code=number)
-
-    # keep those windows of the training sequences that scored ones have too; the first 14 letters
-    # rule out most of the others
-    seen = np.zeros(4 ** 14, dtype=bool)
-    seen[codes >> 12] = True
-    shared = []
-    for start in tqdm(range(0, len(train), 10_000), desc="looking for overlaps", disable=None):
-        part = windows(train[start:start + 10_000])
-        part = part.where(seen[part.code >> 12])
-        number = np.searchsorted(codes, part.code).clip(max=len(codes) - 1)
-        part = Windows(number, part.owner + start, part.at).where(codes[number] == part.code)
-        shared.append(part)
-    of_train = Windows(*map(np.concatenate, zip(*shared)))
-
-    # compare the letters where one may lie inside the other
-    leaks = set()
-    for i, places in possible_places(train, of_train, of_scored, len(codes)):
-        if any(scored[j].startswith(train[i], at) for j, at in places):
-            leaks.add(i)
-    for i, places in possible_places(scored, of_scored, of_train, len(codes)):
-        leaks.update(j for j, at in places if train[j].startswith(scored[i], at))
-    return leaks
+    scored = list({*scored, *map(reverse_complement, scored)})
+    return {i for i, _ in contained(train, scored)} | {j for _, j in contained(scored, train)}
 
 
-def possible_places(short, of_short, of_long, n_codes):
-    """Where short sequences may lie inside long ones, by their Windows -> (index of a short sequence,
-    [(index of a long one, position in it), ...]), ...
+def contained(short, long):
+    """Lists of DNA -> (i, j), ...: short[i] occurs in long[j]
 
-    All windows of the short sequence must occur in long ones. The rarest of them says where: others,
-    such as a primer, may be in every sequence.
+    Each short sequence has an anchor, the rarest of its pieces of 20 letters. The anchors are looked
+    up at each position of the long ones, and only where one is found are sequences compared. A
+    piece that all have, such as a primer, would make every pair a candidate.
     """
-    # the long sequences that have each window
-    count = np.bincount(of_long.code, minlength=n_codes)
-    by_code = np.argsort(of_long.code, kind="stable")
-    first_of_code = np.cumsum(count) - count
+    # the anchors
+    count = Counter(piece for sequence in short for _, piece in pieces(sequence))
+    anchors = defaultdict(list)
+    for i, sequence in enumerate(short):
+        at, anchor = min(pieces(sequence), key=lambda piece: count[piece[1]])
+        anchors[anchor].append((i, at))
 
-    # the rarest window of each short sequence
-    of_short = of_short.where(count[of_short.code] > 0)
-    owners, first, n_found = np.unique(of_short.owner, return_index=True, return_counts=True)
-    by_count = count[of_short.code] << 32 | np.arange(len(of_short.code))
-    rarest = np.minimum.reduceat(by_count, first) & 0xFFFFFFFF
-    for i, n, k in zip(owners.tolist(), n_found.tolist(), rarest.tolist()):
-        if n == len(short[i]) - OVERLAP + 1:
-            code = of_short.code[k]
-            found = by_code[first_of_code[code]:first_of_code[code] + count[code]]
-            positions = of_long.at[found] - of_short.at[k]
-            yield i, [(j, at) for j, at in zip(of_long.owner[found].tolist(), positions.tolist())
-                      if at >= 0]
+    # where they are
+    for j, text in enumerate(tqdm(long, desc="looking for overlaps", disable=None)):
+        starts = range(len(text) - OVERLAP + 1)
+        for start in [start for start in starts if text[start:start + OVERLAP] in anchors]:
+            for i, at in anchors[text[start:start + OVERLAP]]:
+                if start >= at and text.startswith(short[i], start - at):
+                    yield i, j
+
+
+def pieces(sequence):
+    """-> (position, 20 letters), ... that cover a sequence"""
+    last = len(sequence) - OVERLAP
+    return [(at, sequence[at:at + OVERLAP]) for at in (*range(0, last, OVERLAP), last)]
 
 
 def without_leaks(train, scored):

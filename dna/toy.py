@@ -7,6 +7,8 @@ The files are what a user's own would be: FASTA, text, a folder of train.csv, te
 per task. Textbook motifs are planted where textbooks put them, so a working model must find them:
 a high score tests the code, and says nothing about biology.
 """
+import importlib
+import inspect
 import json
 import os
 
@@ -104,9 +106,7 @@ def make_locus(locus, rng):
 
 def python_prose():
     """English that every Python carries: its manual's topics and its library's docstrings."""
-    import importlib
-    import inspect
-    from pydoc_data.topics import topics
+    from pydoc_data.topics import topics        # here, because some Pythons come without it
     texts = list(topics.values())
     for name in ("argparse asyncio collections csv ctypes datetime decimal email.message fractions "
                  "functools heapq http.client inspect io json logging multiprocessing os pathlib "
@@ -136,8 +136,7 @@ def title(seed):
 
 
 def write(folder, seed):
-    """Write the raw files. Test examples are cut from a genome of their own, whose genes are in no
-    other file."""
+    """Write the raw files. Test examples are cut from genes that are in no other file."""
     # invent the genes, and cut examples from them
     rng = np.random.default_rng(seed)
     loci = background(GENES + TEST_GENES, LOCUS, rng)
@@ -148,13 +147,12 @@ def write(folder, seed):
             tables.setdefault((task, split), []).extend(examples)
 
     # DNA: contigs of ten genes, in lines of 80 bases
-    for name, part in (("genome", loci[:GENES]), ("test_genome", loci[GENES:])):
-        lines = []
-        for i in range(0, len(part), 10):
-            text = "".join(part[i:i + 10].ravel())
-            lines.append(f">toy_contig_{i // 10 + 1} invented\n" if i else title(seed))
-            lines += [text[j:j + 80] + "\n" for j in range(0, len(text), 80)]
-        write_text(f"{folder}/{name}.fa", "".join(lines))
+    lines = []
+    for i in range(0, GENES, 10):
+        lines.append(f">toy_contig_{i // 10 + 1} invented\n" if i else title(seed))
+        contig = "".join(loci[i:min(i + 10, GENES)].ravel())
+        lines += [contig[j:j + 80] + "\n" for j in range(0, len(contig), 80)]
+    write_text(f"{folder}/genome.fa", "".join(lines))
 
     # tasks: a table per split, and what its labels mean
     for (task, split), examples in tables.items():

@@ -73,7 +73,7 @@ def test_same_seed_same_files(few_genes, tmp_path):
         toy_world.files(f"{tmp_path}/{folder}", seed)
     a, b, c = ([listing(tmp_path / folder)[path] for path in sorted(listing(tmp_path / folder))]
                for folder in "abc")
-    assert a == b and a != c and len(a) == len(c) == 15
+    assert a == b and a != c and len(a) == len(c) == 14
 
 
 def test_files_are_made_once(few_genes, tmp_path):
