@@ -51,16 +51,14 @@ MODALITIES = {
     # no alphabet: all the rest
     "english": Modality("", "byte"),
 }
-ALPHABETS = [modality.alphabet for modality in MODALITIES.values() if modality.alphabet]
-SHORTEST = 8            # so many characters of an alphabet in a row are a run
+
+# A run is so many characters of an alphabet in a row, or more.
+SHORTEST = 8
 
 # --------------------------------------------------------------------------------------
 # The split, which follows from the modalities: a branch for each alphabet, then English
 
-# X stands for a character of the alphabet.
-RUN = "X{%d}" % SHORTEST
-
-# How each split cuts a run into pieces
+# How each split cuts a run into pieces. X stands for a character of the alphabet.
 BRANCHES = {
     # BPE over runs of any length: a run is one piece
     "mixed": "X{%d,}" % SHORTEST,
@@ -76,32 +74,37 @@ def spell_out(branch, alphabet):
     return branch.replace("X", f"[{re.escape(alphabet)}]")
 
 
-def until_run(kind, complement, alphabets):
-    r"""-> the expression for characters of one kind, which ends where a run begins
+def until_run(kind, not_kind, alphabets):
+    r"""-> the expression for characters of a kind, up to where a run begins: each of
+    them is in no alphabet, or it is in one but no run begins there
 
-    kind: a class of characters; complement: its opposite, as it is written inside [^...]
+    kind: a class of characters; not_kind: all other characters, as [^...] lists them
 
     >>> print(until_run(r"\p{L}", r"\P{L}", ["ACGT", "01"]))
      ?(?:[^\P{L}ACGT]|(?![ACGT]{8})[ACGT])+
     >>> print(until_run(r"\p{N}", r"\P{N}", ["ACGT"]))
      ?\p{N}+
     """
+    # Other kinds of characters cannot begin these runs.
     alphabets = [alphabet for alphabet in alphabets if regex.search(kind, alphabet)]
     if not alphabets:
         return f" ?{kind}+"
-    letters = re.escape("".join(regex.findall(kind, "".join(alphabets))))
-    runs = "|".join(spell_out(RUN, alphabet) for alphabet in alphabets)
-    return f" ?(?:[^{complement}{letters}]|(?!{runs})[{letters}])+"
+    shared = re.escape("".join(regex.findall(kind, "".join(alphabets))))
+    runs = "|".join(spell_out("X{%d}" % SHORTEST, alphabet) for alphabet in alphabets)
+    return f" ?(?:[^{not_kind}{shared}]|(?!{runs})[{shared}])+"
 
 
 def english(alphabets):
     """-> GPT-2's expression, but a piece ends where a run of an alphabet begins"""
     return "|".join([
-        r"'(?:[sdmt]|ll|ve|re)",                                        # contractions
-        until_run(r"\p{L}", r"\P{L}", alphabets),                       # words
-        until_run(r"\p{N}", r"\P{N}", alphabets),                       # numbers
-        until_run(r"[^\s\p{L}\p{N}]", r"\s\p{L}\p{N}", alphabets),      # punctuation
-        r"\s+(?!\S)|\s+"])                                              # white space
+        # contractions
+        r"'(?:[sdmt]|ll|ve|re)",
+        # words, numbers, punctuation
+        until_run(r"\p{L}", r"\P{L}", alphabets),
+        until_run(r"\p{N}", r"\P{N}", alphabets),
+        until_run(r"[^\s\p{L}\p{N}]", r"\s\p{L}\p{N}", alphabets),
+        # white space; the last of it belongs to what follows
+        r"\s+(?!\S)|\s+"])
 
 
 def split_patterns(alphabets):
@@ -115,6 +118,7 @@ def split_patterns(alphabets):
     return patterns | {"none": None}
 
 
+ALPHABETS = [modality.alphabet for modality in MODALITIES.values() if modality.alphabet]
 PATTERNS = split_patterns(ALPHABETS)
 
 # GPT-2's own split, which a tokenizer.json names only as "use_regex"
@@ -145,8 +149,7 @@ BYTE_NAME = byte_names()
 NAME_BYTE = {name: b for b, name in enumerate(BYTE_NAME)}
 
 # The vocabulary before any merge. <|endoftext|> is 0, and the bytes are 1 to 256 in the
-# order of their names, because the `tokenizers` library numbers them so: its ids are
-# also ours.
+# order of their names. The `tokenizers` library numbers them so, and gives the same ids.
 FIRST_IDS = {token: i for i, token in enumerate([END_OF_TEXT, *sorted(BYTE_NAME)])}
 
 
@@ -429,8 +432,8 @@ def read_merges(pairs, vocab, specials):
         left, right = pair.split(" ") if isinstance(pair, str) else pair
         new = left + right
         if not {left, right} <= made or new in made or new not in vocab:
-            raise ValueError(f"merge {number}, {left!r} and {right!r}, makes no new token "
-                             "of the vocabulary from two earlier ones")
+            raise ValueError(f"merge {number}, {left!r} and {right!r}, makes no new "
+                             "token of the vocabulary from two earlier ones")
         made.add(new)
         merges.append((vocab[left], vocab[right], vocab[new]))
 
@@ -691,8 +694,8 @@ class PairRanks:
         codes = codes.take(taken)
         sorted_codes = self.codes.take(self.overflow[:-1])
         candidates = self.overflow.take(sorted_codes.searchsorted(codes))
-        right = self.codes.take(candidates) == codes
-        ranks[taken] = np.where(right, candidates, self.no_merge)
+        same = self.codes.take(candidates) == codes
+        ranks[taken] = np.where(same, candidates, self.no_merge)
         return ranks
 
 
@@ -742,7 +745,6 @@ class Encoder:
         self.ranks = PairRanks(merges, len(self.length))
         self.product = merges[:, 2]                             # rank -> new token
         self.level_ends = level_ends(tok.merges)
-        self.n_levels = len(self.level_ends)
 
     def encode_batch(self, texts):
         """list of str -> list of arrays of ids. Each distinct word is encoded once."""

@@ -13,6 +13,7 @@ Shapes: L layers, H heads, T time (tokens), C channels, D head size (C / H), N b
 import argparse
 import json
 import math
+import os
 
 import numpy as np
 import torch
@@ -126,11 +127,13 @@ def draw(means, path):
 
 def main(argv):
     parser = argparse.ArgumentParser(prog="python -m lessons.attention")
-    parser.add_argument("--out_dir", default="out/toy-instruct", help="a model folder")
-    parser.add_argument("--task", default="data/toy/tasks/splice.test.json",
+    path = os.path.expanduser
+    parser.add_argument("--out_dir", type=path, default="out/toy-instruct",
+                        help="a model folder")
+    parser.add_argument("--task", type=path, default="data/toy/tasks/splice.test.json",
                         help="a file of examples")
     parser.add_argument("--rows", type=int, default=300, help="how many of them")
-    parser.add_argument("--png", metavar="FILE", help="draw it")
+    parser.add_argument("--png", type=path, metavar="FILE", help="draw it")
     args = parser.parse_args(argv)
 
     model, tok, _ = load_for_prompts(args.out_dir)

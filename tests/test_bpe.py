@@ -94,7 +94,7 @@ def test_neighbours_that_want_the_same_token():
     """Within a level the lower rank wins, however long the chain of those that wait."""
     docs = ["ab"] * 9 + ["bc"] * 8 + ["cd"] * 7 + ["de"] * 6 + ["ee"] * 5 + ["ef"] * 4
     tok = Tokenizer.train(docs, 263)
-    assert tok.encoder.n_levels == 1 and len(tok.merges) == 6
+    assert len(tok.encoder.level_ends) == 1 and len(tok.merges) == 6
     for text in ("abcdef", "bcdeeef", "eeeef", "deeee", "abcdeeeeefedcba", "e" * 101 + "f"):
         assert tok.encode(text) == plain_ids(tok, text)
 
@@ -105,7 +105,7 @@ def test_levels_need_nothing_of_their_own(tok):
         made = {new for _, _, new in tok.merges[start:end]}
         assert made and not made & {i for pair in tok.merges[start:end] for i in pair[:2]}
         start = end
-    assert start == len(tok.merges) and 1 < tok.encoder.n_levels < len(tok.merges) / 3
+    assert start == len(tok.merges) and 1 < len(tok.encoder.level_ends) < len(tok.merges) / 3
 
 
 def test_table_of_ranks():

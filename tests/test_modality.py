@@ -10,6 +10,7 @@ import sys
 import pytest
 from conftest import SMALL, random_dna, write
 from test_house import ROOT, SIX
+from test_lessons import NODE
 
 STRUCTURES = ["((((....))))", "..((((...))))..", "(((..(((...)))...(((....)))..)))", "........"]
 
@@ -143,5 +144,26 @@ def test_an_older_tokenizer_keeps_its_pattern(project):
 def test_tokens_show_has_it_too(project):
     out, _ = run(project, "-m", "tools.tokens", "show", "data/three/tokenizer.json", "fold ((((....))))")
     assert re.search(r" structure .* symbols per token", out)
+
+
+MODALITIES_OF = """
+import json, sys
+from bpe import Tokenizer
+from tools.tokens import modalities
+tok = Tokenizer.load("data/three/tokenizer.json")
+print(json.dumps([modalities(tok, text) for text in json.loads(sys.argv[1])]))
+"""
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="needs Node, to run JavaScript")
+def test_the_page_has_it_too(project):
     run(project, "-m", "tools.tokens", "show", "data/three/tokenizer.json", "x", "--html=page.html")
-    assert '"structure"' in (project / "page.html").read_text(encoding="utf-8")
+    page = (project / "page.html").read_text(encoding="utf-8")
+    data, script = re.findall(r'id="(?:data|bpe)">(.*?)</script>', page, re.DOTALL)
+    (project / "page.js").write_text(script + NODE, encoding="utf-8")
+    texts = [*STRUCTURES, "The RNA GGGGAAAACCCC (that is ((((....)))) ) folds.((((....))))ACGTACGTAC"]
+    answers = subprocess.run(["node", "page.js", data], input=json.dumps(texts), cwd=project,
+                             capture_output=True, text=True, encoding="utf-8", check=True).stdout
+    of_page = [[token[:2] for token in answer[1]] for answer in json.loads(answers)]    # mixed, all merges
+    assert of_page == json.loads(run(project, "-c", MODALITIES_OF, json.dumps(texts))[0])
+    assert {kind for _, kind in of_page[-1]} == {"dna", "english", "structure", "other"}

@@ -170,7 +170,8 @@ def main(argv):
     command = commands.add_parser("show", help="a text with its tokens in colour")
     command.add_argument("tokenizer", help="a tokenizer.json")
     command.add_argument("text", nargs="+", help="text, or a file of text or FASTA")
-    command.add_argument("--html", metavar="FILE", help="write a page to type on")
+    command.add_argument("--html", metavar="FILE", type=os.path.expanduser,
+                         help="write a page to type on instead")
     command = commands.add_parser("report", help="what is in a vocabulary")
     command.add_argument("tokenizer", help="a tokenizer.json")
     args = parser.parse_args(argv)
