@@ -12,32 +12,11 @@ from torch.nn import functional as F
 import config
 import instruct
 import train
-from bench import step, vs_padding, vs_transformers
-from bpe import Tokenizer
-from config.machine import Machine
+from bench import step, vs_transformers
 from conftest import SMALL, listing, merge
-
-from dna.tasks import read_examples
-from instruct import encode_rows
 from model import GPT, GPTConfig, load_checkpoint
 from tools import kmers
 from train import TrainConfig
-
-CPU = Machine(torch.device("cpu"), torch.float32)
-RUN = [arg for arg in SMALL if arg.split("=")[0] in
-       ("--batch_size", "--warmup_steps", "--device", "--dtype", "--compile")]
-DNA = [{"task": "t", "instruction": "Which?", "input": s, "output": o, "choices": ["yes", "no"]}
-       for s, o in [("AAAAAAAAAAAA", "yes"), ("ACACACACACAC", "no"), ("GATTACAGATTACA", "yes"),
-                    ("GGGGGGGGGGGG", "no"), ("TTTTTTTTTTTT", "yes")]]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """What is computed here is too small to be shared among cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def random_dna(rng, length, letters="ACGT"):
@@ -210,33 +189,7 @@ def test_step_beside_another_checkout(toy, tmp_path, monkeypatch, capsys):
     assert ratio.split()[0] == "1.250"
 
 
-# -- beside padding, and beside transformers
-
-def test_vs_padding(toy, monkeypatch, capsys):
-    monkeypatch.setattr(vs_padding, "ROUNDS", 2)
-    vs_padding.main([*RUN, f"--init_from={toy}/out", f"--tasks={toy}/data/tasks/*.train.json"])
-    tuning, scoring = capsys.readouterr().out.splitlines()[-2:]
-    for line, what in ((tuning, "padded to 256"), (scoring, "a row per choice")):
-        assert what in line
-        ours, theirs, ratio = (float(x.replace(",", "")) for x in re.findall(
-            r"([\d,.]+) rows/s, beside ([\d,.]+) rows/s: ([\d.]+) times", line)[0])
-        assert ratio == pytest.approx(ours / theirs, rel=0.1) and ratio > 1
-
-
-def test_both_ways_of_scoring_agree(toy):
-    """Or the comparison would mean nothing"""
-    model, _ = load_checkpoint(f"{toy}/out/best.pt")
-    tok = Tokenizer.load(f"{toy}/out/tokenizer.json")
-    records = read_examples([f"{toy}/data/tasks/tf.test.json"])[:2]
-    rows = encode_rows(records, tok, 256, 240)
-    prompts = [row.prompt.tolist() for row in rows]
-    choices = [tok.encode(c) + [tok.eot] for c in records[0]["choices"]]
-    found = model.log_likelihoods(prompts, choices)[0]
-    for i, prompt in enumerate(prompts):
-        for j, choice in enumerate(choices):
-            alone = vs_padding.score_alone(model, prompt, choice, CPU)
-            assert found[i, j].item() == pytest.approx(alone, abs=1e-3)
-
+# -- beside transformers
 
 def test_vs_transformers(toy, monkeypatch, capsys):
     pytest.importorskip("transformers")
