@@ -3,14 +3,16 @@ The toy world: an invented genome, tasks cut from it, and English that comes wit
 
     python -m dna.toy            # writes data/toy/raw; `python prepare.py` does so too
 
-The files are what a user's own would be: FASTA, text, a folder of train.csv, test.csv and task.json
-per task. Textbook motifs are planted where textbooks put them, so a working model must find them:
-a high score tests the code, and says nothing about biology.
+The files are what a user's own would be: FASTA, text, and a folder per task with
+train.csv, test.csv and task.json. Textbook motifs are planted where textbooks put them,
+so a working model must find them. A high score tests the code, and says nothing about
+biology.
 """
 import importlib
 import inspect
 import json
 import os
+from collections import defaultdict
 
 import numpy as np
 from tqdm import tqdm
@@ -18,36 +20,41 @@ from tqdm import tqdm
 from config import require
 
 MOTIFS = {      # consensus sequences in IUPAC letters
-    "BRE": "SSRCGCC",                       # Lagrange et al., 1998; just before the TATA box
-    "TATA box": "STATAWAWR",                # Bucher, 1990; about 30 bases before the start
-    "initiator": "YYANWYY",                 # Smale and Kadonaga, 2003; at the start
-    "GC box": "GGGGCGGGGC",                 # Sp1; Kadonaga et al., 1986; upstream
-    "donor": "MAGGTRAGT",                   # Mount, 1982; an intron begins after MAG
-    "G triplets": "GGGNNGGGNNGGG",          # McCullough and Berget, 1997; early in short introns
-    "acceptor": "YYYYYYYYYYNCAGG",          # Mount, 1982; an intron ends with CAG
-    "poly-A signal": "AATAAA",              # Proudfoot and Brownlee, 1976
-    "NF-kappa-B": "GGGRNWYYCC",             # Chen et al., 1998
-    "AP-1": "TGASTCA",                      # Lee et al., 1987
-    "CREB": "TGACGTCA",                     # Montminy et al., 1986
+    "BRE": "SSRCGCC",               # Lagrange et al., 1998; just before the TATA box
+    "TATA box": "STATAWAWR",        # Bucher, 1990; about 30 bases before the start
+    "initiator": "YYANWYY",         # Smale and Kadonaga, 2003; at the start
+    "GC box": "GGGGCGGGGC",         # Sp1; Kadonaga et al., 1986; upstream
+    "donor": "MAGGTRAGT",           # Mount, 1982; an intron begins after MAG
+    "G triplets": "GGGNNGGGNNGGG",  # McCullough and Berget, 1997; early in short introns
+    "acceptor": "YYYYYYYYYYNCAGG",  # Mount, 1982; an intron ends with CAG
+    "poly-A signal": "AATAAA",      # Proudfoot and Brownlee, 1976
+    "NF-kappa-B": "GGGRNWYYCC",     # Chen et al., 1998
+    "AP-1": "TGASTCA",              # Lee et al., 1987
+    "CREB": "TGACGTCA",             # Montminy et al., 1986
 }
-CODES = {"A": "A", "C": "C", "G": "G", "T": "T", "R": "AG", "Y": "CT", "S": "CG", "W": "AT",
-         "K": "GT", "M": "AC", "N": "ACGT"}
+CODES = {"A": "A", "C": "C", "G": "G", "T": "T", "R": "AG", "Y": "CT", "S": "CG",
+         "W": "AT", "K": "GT", "M": "AC", "N": "ACGT"}
 
 # Probability of each next base, as in vertebrates: 41% G and C, few CG (Bird, 1980).
 NEXT_BASE = {"A": [.33, .17, .24, .26], "C": [.35, .25, .05, .35],
              "G": [.29, .21, .25, .25], "T": [.22, .20, .24, .34]}
 
 GENES, TEST_GENES = 2200, 250
+CONTIG = 10         # genes
 LOCUS = 1000        # bases of each gene with its surroundings
 START = 200         # position in its locus where a gene starts
 TASKS = {           # name: (bases, what is asked, a word for each label)
     "promoter": (120, "promoter detection", ["Non-promoter", "promoter"]),
     "core_promoter": (60, "core promoter detection", ["Non-promoter", "promoter"]),
-    "splice": (60, "splice site detection", ["Acceptor Sites", "Donor Sites", "Non-Splice Sites"]),
+    "splice": (60, "splice site detection",
+               ["Acceptor Sites", "Donor Sites", "Non-Splice Sites"]),
     "tf": (60, "transcription factor binding site detection",
            ["Background Sequences", "Binding Sites"]),
 }
 
+
+# --------------------------------------------------------------------------------------
+# DNA
 
 def background(n, length, rng):
     """-> (n, length) letters: n random sequences, each a first-order Markov chain"""
@@ -62,16 +69,18 @@ def background(n, length, rng):
 
 
 def plant(locus, position, name, rng):
-    """Write a motif into a locus (length,); an ambiguous letter becomes a base that it allows."""
+    """Write a motif into a locus (length,). An ambiguous letter becomes a base that it
+    allows."""
     for i, code in enumerate(MOTIFS[name]):
         locus[position + i] = rng.choice(list(CODES[code]))
 
 
-def make_locus(locus, rng):
-    """Plant one gene into a background -> {task: [(sequence, label), ...]} cut from it.
+def plant_gene(locus, rng):
+    """Plant one gene into a background -> {task: {label: where its example begins}}
 
-    0: background   100: promoter   200: the gene starts   300: exon ends, intron   420: exon
-    520: gene ends  600: enhancer   700: background, for the negative examples
+    0: background           100: promoter   200: the gene starts
+    300: exon ends, intron  420: exon       520: the gene ends
+    600: enhancer           700: background, for the negative examples
     """
     # promoter
     for position in rng.choice(np.arange(-110, -52, 12), size=2, replace=False):
@@ -94,25 +103,26 @@ def make_locus(locus, rng):
     for position in (665, 680):
         plant(locus, position + rng.integers(7), rng.choice(["AP-1", "CREB"]), rng)
 
-    def cut(task, start):
-        return "".join(locus[start:start + TASKS[task][0]])
+    return {"promoter": {1: START - 110, 0: 705},
+            "core_promoter": {1: START - 40, 0: 830},
+            "splice": {0: acceptor - 30, 1: donor - 30, 2: 895},
+            "tf": {1: 602, 0: 30}}
 
-    return {"promoter": [(cut("promoter", START - 110), 1), (cut("promoter", 705), 0)],
-            "core_promoter": [(cut("core_promoter", START - 40), 1), (cut("core_promoter", 830), 0)],
-            "splice": [(cut("splice", acceptor - 30), 0), (cut("splice", donor - 30), 1),
-                       (cut("splice", 895), 2)],
-            "tf": [(cut("tf", 602), 1), (cut("tf", 30), 0)]}
 
+# --------------------------------------------------------------------------------------
+# English
 
 def python_prose():
-    """English that every Python carries: its manual's topics and its library's docstrings."""
-    from pydoc_data.topics import topics        # here, because some Pythons come without it
+    """-> texts that every Python carries: topics of its manual, and docstrings"""
+    # imported here, because some Pythons come without it
+    from pydoc_data.topics import topics
     texts = list(topics.values())
-    for name in ("argparse asyncio collections csv ctypes datetime decimal email.message fractions "
-                 "functools heapq http.client inspect io json logging multiprocessing os pathlib "
-                 "pickle random re shutil socket sqlite3 statistics string subprocess tarfile "
-                 "tempfile textwrap threading turtle typing unittest urllib.request uuid "
-                 "xml.dom.minidom zipfile").split():
+    for name in ("argparse asyncio collections csv ctypes datetime decimal "
+                 "email.message fractions functools heapq http.client inspect io json logging "
+                 "multiprocessing os pathlib pickle random re shutil socket sqlite3 "
+                 "statistics string subprocess tarfile tempfile textwrap threading "
+                 "turtle typing unittest urllib.request uuid xml.dom.minidom "
+                 "zipfile").split():
         try:
             module = importlib.import_module(name)
         except ImportError:     # a Python built without this part
@@ -120,8 +130,17 @@ def python_prose():
         for _, thing in [("", module), *inspect.getmembers(module)]:
             texts.append(inspect.getdoc(thing) or "")
             if inspect.isclass(thing):
-                texts += [inspect.getdoc(m) or "" for _, m in inspect.getmembers(thing, callable)]
-    return list(dict.fromkeys(t.strip() for t in texts if len(t) > 40))
+                texts += [inspect.getdoc(method) or ""
+                          for _, method in inspect.getmembers(thing, callable)]
+    return list(dict.fromkeys(text.strip() for text in texts if len(text) > 40))
+
+
+# --------------------------------------------------------------------------------------
+# Files
+
+def title(seed):
+    """-> the first line of genome.fa. It tells the toy world from a user's own files."""
+    return f">toy_contig_1 invented by dna/toy.py with seed {seed}\n"
 
 
 def write_text(path, text):
@@ -130,51 +149,50 @@ def write_text(path, text):
         f.write(text)
 
 
-def title(seed):
-    """-> the first line of genome.fa: how the toy world's files are told from a user's own"""
-    return f">toy_contig_1 invented by dna/toy.py with seed {seed}\n"
-
-
 def write(folder, seed):
-    """Write the raw files. Test examples are cut from genes that are in no other file."""
+    """Write the raw files. The genes of test examples are in no other file."""
     # invent the genes, and cut examples from them
     rng = np.random.default_rng(seed)
     loci = background(GENES + TEST_GENES, LOCUS, rng)
-    tables = {}
-    for number, locus in enumerate(tqdm(loci, desc="inventing genes", unit=" genes", disable=None)):
+    tables = defaultdict(lambda: ["sequence,label\n"])
+    bar = tqdm(loci, "inventing genes", unit=" genes", disable=None)
+    for number, locus in enumerate(bar):
         split = "train" if number < GENES else "test"
-        for task, examples in make_locus(locus, rng).items():
-            tables.setdefault((task, split), []).extend(examples)
+        for task, starts in plant_gene(locus, rng).items():
+            for label, start in starts.items():
+                sequence = "".join(locus[start:start + TASKS[task][0]])
+                tables[f"{task}/{split}.csv"].append(f"{sequence},{label}\n")
 
     # DNA: contigs of ten genes, in lines of 80 bases
     lines = []
-    for i in range(0, GENES, 10):
-        lines.append(f">toy_contig_{i // 10 + 1} invented\n" if i else title(seed))
-        contig = "".join(loci[i:min(i + 10, GENES)].ravel())
-        lines += [contig[j:j + 80] + "\n" for j in range(0, len(contig), 80)]
+    for number, genes in enumerate(loci[:GENES].reshape(-1, CONTIG * LOCUS), start=1):
+        lines.append(title(seed) if number == 1 else f">toy_contig_{number} invented\n")
+        contig = "".join(genes)
+        lines += [contig[i:i + 80] + "\n" for i in range(0, len(contig), 80)]
     write_text(f"{folder}/genome.fa", "".join(lines))
-
-    # tasks: a table per split, and what its labels mean
-    for (task, split), examples in tables.items():
-        rows = [f"{sequence},{label}\n" for sequence, label in examples]
-        write_text(f"{folder}/{task}/{split}.csv", "sequence,label\n" + "".join(rows))
-    for task, (_, asks, words) in TASKS.items():
-        about = {"asks": asks, "labels": {str(i): word for i, word in enumerate(words)}}
-        write_text(f"{folder}/{task}/task.json", json.dumps(about, indent=2) + "\n")
 
     # English
     write_text(f"{folder}/english.txt", "\n\n".join(python_prose()) + "\n")
 
+    # tasks: a table per split, and what its labels mean
+    for name, rows in tables.items():
+        write_text(f"{folder}/{name}", "".join(rows))
+    for task, (_, asks, words) in TASKS.items():
+        text = json.dumps({"asks": asks, "labels": dict(enumerate(words))}, indent=2)
+        write_text(f"{folder}/{task}/task.json", f"{text}\n")
+
 
 def files(folder, seed):
-    """-> the toy world's files in `folder`, by prepare.py's keys: dna, english, tasks. They are
-    written unless they are there, so that a student may change them."""
+    """-> the toy world's files in `folder`, by prepare.py's keys: dna, english, tasks.
+    They are written unless they are there, so that a student may change them."""
     if os.path.exists(folder):
         with open(f"{folder}/genome.fa", encoding="utf-8") as f:
-            require(f.readline() == title(seed), f"{folder}: not the toy world of seed {seed}: move "
-                    "it away, and it will be made, or choose another data_dir")
+            require(f.readline() == title(seed),
+                    f"{folder}: not the toy world of seed {seed}: move it away, and it "
+                    "will be made, or choose another data_dir")
     else:
-        write(f"{folder}.part", seed)       # if this is interrupted, there is no `folder`
+        # renamed at the end: there is no `folder` if this is interrupted
+        write(f"{folder}.part", seed)
         os.rename(f"{folder}.part", folder)
     return {"dna": (f"{folder}/genome.fa",), "english": (f"{folder}/english.txt",),
             "tasks": tuple(f"{folder}/{task}" for task in TASKS)}

@@ -32,23 +32,23 @@ def test_tasks(toy):
             task, split, _ = name.split(".")
             tasks[task, split] = read_alpaca(f"{toy}/data/tasks/{name}")
     assert sorted(tasks) == [(t, s) for t in sorted(toy_world.TASKS) for s in ("test", "train")]
-    for (task, _), records in tasks.items():    # all labels are equally frequent
-        counts = Counter(r["output"] for r in records)
-        assert len(set(counts.values())) == 1 and set(counts) == set(records[0]["choices"])
+    for (task, _), examples in tasks.items():    # all labels are equally frequent
+        counts = Counter(example["output"] for example in examples)
+        assert len(set(counts.values())) == 1 and set(counts) == set(examples[0]["choices"])
         bases, asks, words = toy_world.TASKS[task]
-        assert {len(r["input"]) for r in records} == {bases}
-        assert records[0]["choices"] == words and asks in records[0]["instruction"]
-        assert "either_strand" not in records[0]
+        assert {len(example["input"]) for example in examples} == {bases}
+        assert examples[0]["choices"] == words and asks in examples[0]["instruction"]
+        assert "either_strand" not in examples[0]
 
 
 def test_motifs(toy):
-    for r in read_alpaca(f"{toy}/data/tasks/splice.train.json"):
-        site = {"Donor Sites": r["input"][30:32] == "GT",
-                "Acceptor Sites": r["input"][28:30] == "AG"}
-        assert site.get(r["output"], True)
-    for r in read_alpaca(f"{toy}/data/tasks/core_promoter.train.json"):
-        if r["output"] == "promoter":
-            assert r["input"][9:15] in ("CTATAA", "GTATAA", "CTATAT", "GTATAT")
+    for example in read_alpaca(f"{toy}/data/tasks/splice.train.json"):
+        site = {"Donor Sites": example["input"][30:32] == "GT",
+                "Acceptor Sites": example["input"][28:30] == "AG"}
+        assert site.get(example["output"], True)
+    for example in read_alpaca(f"{toy}/data/tasks/core_promoter.train.json"):
+        if example["output"] == "promoter":
+            assert example["input"][9:15] in ("CTATAA", "GTATAA", "CTATAT", "GTATAT")
 
 
 def test_no_leaks(toy):
@@ -61,10 +61,10 @@ def test_no_leaks(toy):
     testing = set()
     for name in os.listdir(f"{toy}/data/tasks"):
         if name.endswith(".train.json"):
-            training += [r["input"] for r in read_alpaca(f"{toy}/data/tasks/{name}")]
+            training += [example["input"] for example in read_alpaca(f"{toy}/data/tasks/{name}")]
         elif name.endswith(".json"):
-            for r in read_alpaca(f"{toy}/data/tasks/{name}"):
-                testing |= windows(r["input"]) | windows(reverse_complement(r["input"]))
+            for example in read_alpaca(f"{toy}/data/tasks/{name}"):
+                testing |= windows(example["input"]) | windows(reverse_complement(example["input"]))
     assert len(testing) > 1000 and not any(windows(s) & testing for s in training)
 
 
