@@ -447,7 +447,8 @@ def describe_tuning(train, test, max_len, cfg):
 # ----------------------------------------------------------------------------------------------
 
 def check_out_dir(cfg):
-    """ValueError if what is in out_dir would be overwritten"""
+    """ValueError if what is in out_dir would be overwritten, OSError if it cannot be written"""
+    config.check_output(os.path.join(cfg.out_dir, "scores.json"))
     same = os.path.realpath(cfg.out_dir) == os.path.realpath(cfg.init_from)
     require(not same or not cfg.epochs, f"out_dir={cfg.out_dir} is init_from, whose weights would be "
             "overwritten: give another out_dir")

@@ -14,6 +14,7 @@ for a prompt is cut at its end, and that is said. tools/analyze.py tells what fi
 """
 import atexit
 import codecs
+import os
 import re
 import sys
 from contextlib import suppress
@@ -113,7 +114,7 @@ def write(s, ids):
     decoder = codecs.getincrementaldecoder("utf-8")("replace")      # tokens split characters
     text = ""
     for token in s.model.generate(ids, s.cfg.max_new_tokens, s.cfg.temperature,
-                                  s.cfg.top_k or None, s.tok.eot, s.generator):
+                                  s.cfg.top_k or None, s.tok.eot, s.generator, len(s.tok)):
         if token != s.tok.eot:
             new = decoder.decode(s.tok.decode_bytes([token]))
             print(new, end="", flush=True)
@@ -319,6 +320,8 @@ def main(argv):
     use = uses[0] if uses else "answer"
     require(not cfg.input or cfg.instruction or cfg.task,
             "--input needs an --instruction that says what to do with it, or a --task")
+    require(not os.path.isfile(cfg.input), f"input={cfg.input} is a file: for a file there is "
+            f"--predict={cfg.input}")
     if use in analyze.USES:
         analyze.check(cfg, use)
     s = load(cfg)

@@ -21,6 +21,7 @@ import json
 import os
 import shlex
 import sys
+import tempfile
 import tomllib
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -185,6 +186,27 @@ def replacing(path):
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
+
+
+def check_output(path, inputs=()):
+    """Find out before long work whether a file can be written after it.
+
+    inputs: files that are read meanwhile. ValueError if `path` is one of them or a folder;
+    OSError if its folder, or the one in which that will be made, cannot be written to
+    """
+    require(not os.path.isdir(path), f"{path}: a folder: name a file in it")
+    if os.path.exists(path):
+        require(not any(os.path.exists(p) and os.path.samefile(p, path) for p in inputs),
+                f"{path}: the output is the input: give another output")
+        if not os.path.isfile(path):        # a device or a pipe
+            return
+    folder = os.path.dirname(os.path.abspath(path))
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as e:
+        raise OSError(f"{path}: cannot be written: {e.strerror}") from None
 
 
 def write_json(path, value):

@@ -457,6 +457,14 @@ def test_only_scoring(toy, tmp_path, capsys):
     assert (tmp_path / "own/scores.json").exists() and listing(f"{toy}/out") == before
 
 
+def test_the_table_is_printed_before_it_is_written(toy, tmp_path, monkeypatch, capsys):
+    """A disk that is full after hours of scoring must not take the figures with it."""
+    monkeypatch.setattr(instruct.config, "write_json", lambda path, value: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        tune(toy, tmp_path / "out", "--epochs=0", f"--eval_tasks={toy}/data/tasks/splice.test.json")
+    assert "splice  36" in capsys.readouterr().out
+
+
 def test_two_processes_score_as_one(toy, tmp_path):
     """Each answers every other example; the figures are of all of them."""
     args = [f"--init_from={toy}/out", "--epochs=0", f"--eval_tasks={toy}/data/tasks/*.test.json",
@@ -512,6 +520,7 @@ def test_refusals(toy, tmp_path, plain):
                           ([tasks, asked, "--leave_out=tf_*"], r"leave_out=tf_\*: no task of this name"),
                           ([tasks, tasks.replace("tasks", "eval_tasks")], "nothing is left to tune on"),
                           ([f"--tasks={one}", asked], "1 rows are too few to tune on"),
+                          ([tasks, asked, "--out_dir=/proc/x", "--epochs=0"], "/proc/x/scores.json: cannot be written"),
                           ([tasks, asked, f"--out_dir={toy}/./out"], "out_dir=.* is init_from")]:
         before = listing(f"{toy}/out")
         with pytest.raises((ValueError, OSError), match=message):

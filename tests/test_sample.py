@@ -18,6 +18,7 @@ import sample
 from bpe import Tokenizer
 from dna.tasks import fold
 from sample import find_question, make_question, parse_message
+from train import load_model
 
 ROOT = os.path.dirname(os.path.abspath(sample.__file__))
 BASES = "ACGTTGCAAC" * 6
@@ -116,9 +117,23 @@ def test_protein_is_no_answer_to_a_question_about_dna(toy, tmp_path, capsys):
 
 def test_a_bad_output_is_refused_at_once(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(sample, "load", None)       # before the model is read
-    for output in (f"{tmp_path}/none/x.tsv", str(tmp_path)):
-        with pytest.raises(ValueError, match="output=.*: a file in a folder that exists"):
-            sample.main([f"--out_dir={toy}/out", "--score=x.fa", f"--output={output}"])
+    (tmp_path / "x.fa").write_text(f">a\n{BASES}\n")
+    os.symlink(tmp_path / "x.fa", tmp_path / "link.fa")
+    for output, message in [(f"{tmp_path}/none/x.tsv", "none/x.tsv: no such folder"),
+                            (str(tmp_path), "a folder: name a file in it"),
+                            (f"{tmp_path}/x.fa", "x.fa: the output is the input"),
+                            (f"{tmp_path}/link.fa", "link.fa: the output is the input"),
+                            ("/proc/x.tsv", "cannot be written|no such folder")]:
+        for use in (f"--score={tmp_path}/x.fa", f"--compare={tmp_path}/y.fa,{tmp_path}/x.fa"):
+            with pytest.raises((ValueError, OSError), match=message):
+                sample.main([f"--out_dir={toy}/out", use, f"--output={output}"])
+    assert sorted(os.listdir(tmp_path)) == ["link.fa", "x.fa"]
+
+
+def test_a_file_is_no_input(toy, tmp_path):
+    (tmp_path / "genes.fa").write_text(f">a\n{BASES}\n")
+    with pytest.raises(ValueError, match="genes.fa is a file: for a file there is --predict=.*genes.fa"):
+        sample.main([f"--out_dir={toy}/out", "--instruction=Is it?", f"--input={tmp_path}/genes.fa"])
 
 
 def tuned(toy, folder, questions):
@@ -170,6 +185,22 @@ def test_streams_whole_characters(capsys):
     session = sample.Session(Model(), tok, sample.SampleConfig(), [], 9, None, None)
     assert sample.write(session, [1]) == "a€b\u00e9"
     assert printed == ["a", "", "", "€", "b", "", "\u00e9", ""]
+
+
+@pytest.mark.parametrize("temperature", ["0", "1"])
+def test_ids_without_a_token_are_never_drawn(toy, tmp_path, capsys, temperature):
+    """A model may have more ids than its tokenizer; here they are the likeliest by far."""
+    state = torch.load(f"{toy}/out/best.pt", weights_only=True)
+    n = state["model_config"]["vocab_size"]
+    state["model_config"]["vocab_size"] = n + 60
+    extra = 9 * torch.randn(60, state["model_config"]["n_embd"])
+    for name in ("transformer.wte.weight", "lm_head.weight"):
+        state["model"][name] = torch.cat([state["model"][name], extra])
+    torch.save(state, tmp_path / "best.pt")
+    shutil.copy(f"{toy}/out/tokenizer.json", tmp_path)
+    model, tok, _ = load_model(tmp_path)
+    assert max(model.generate([5], 9, temperature=0)) >= len(tok) == n
+    assert run(capsys, f"--out_dir={tmp_path}", "--prompt=The", f"--temperature={temperature}").startswith("The")
 
 
 def test_answers(toy, capsys):

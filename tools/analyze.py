@@ -27,7 +27,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from bpe import SHORTEST
-from config import replacing, require
+from config import check_output, replacing, require
 from dna.read import clean_dna, is_dna, read_fasta, read_lines, read_table, stretches
 from instruct import encode_prompts, label_probabilities
 
@@ -407,12 +407,13 @@ USES = {"predict": predict, "explain": explain, "compare": compare, "score": sco
 
 
 def check(cfg, use):
-    """ValueError if a use cannot work, found before a model is loaded"""
-    folder = os.path.dirname(cfg.output) or "."
-    require(os.path.isdir(folder) and not os.path.isdir(cfg.output),
-            f"output={cfg.output}: a file in a folder that exists, please")
+    """ValueError or OSError if a use cannot work, found before a model is loaded"""
     require(use != "embed" or cfg.output.endswith(".npy"),
             "embed: say where the vectors go: --output=NAME.npy")
+    if cfg.output:
+        folder = os.path.dirname(cfg.output) or "."
+        require(os.path.isdir(folder), f"output={cfg.output}: no such folder")
+        check_output(cfg.output, cfg.compare or [getattr(cfg, use)])
 
 
 def run(s, use, question):
