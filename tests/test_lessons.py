@@ -161,6 +161,14 @@ def test_page(saved, tmp_path, capsys):
     assert json.loads(re.search(r'id="data">(.*)</script>', html)[1])["text"] == TEXT
 
 
+def test_page_does_not_replace_its_text(saved, tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    for path in (saved, str(tmp_path / "text.txt")):
+        with pytest.raises(ValueError, match="would replace what it shows"):
+            lesson.main(["show", saved, str(tmp_path / "text.txt"), f"--html={path}"])
+    assert (tmp_path / "text.txt").read_text(encoding="utf-8") == TEXT
+
+
 def test_page_with_a_pattern_from_elsewhere(tok):
     """A browser might read it in another way, so it is refused; GPT-2's is known."""
     with pytest.raises(ValueError, match=r"another pattern in another way: \[a-z\]\+"):

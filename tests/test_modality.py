@@ -12,6 +12,8 @@ from conftest import SMALL, random_dna, write
 from test_house import ROOT, SIX
 from test_lessons import NODE
 
+from bpe import GPT2_PATTERN, Tokenizer
+
 STRUCTURES = ["((((....))))", "..((((...))))..", "(((..(((...)))...(((....)))..)))", "........"]
 
 
@@ -116,7 +118,6 @@ for text in ["f(x) = (a + b).", "wait ... (what?)", "(.)(.)"]:
 
 
 def test_a_structure_has_the_same_tokens_everywhere(project):
-    from bpe import GPT2_PATTERN
     out, err = run(project, "-c", SAME_TOKENS, json.dumps(STRUCTURES), GPT2_PATTERN)
     assert (out, err) == ("", "")
 
@@ -131,14 +132,31 @@ for path, texts in json.loads(sys.argv[1]).items():
 """
 
 
+TEXTS = ["The TATA box: GGCTATAAAAGGGC.", *STRUCTURES, "wait........ (what?) ((((....)))) ACGTACGTAC"]
+
+
 def test_an_older_tokenizer_keeps_its_pattern(project):
-    from bpe import Tokenizer
     path = f"{ROOT}/models/laptop/tokenizer.json"
-    texts = ["The TATA box: GGCTATAAAAGGGC.", *STRUCTURES, "wait........ ((((....))))"]
     tok = Tokenizer.load(path)
-    out, err = run(project, "-c", OLD_TOKENIZER, json.dumps({path: texts}))
-    assert json.loads(out) == [tok.pattern, [tok.encode(text) for text in texts]]
+    out, err = run(project, "-c", OLD_TOKENIZER, json.dumps({path: TEXTS}))
+    assert json.loads(out) == [tok.pattern, [tok.encode(text) for text in TEXTS]]
     assert err == ""
+
+
+NEW_TOKENIZER = """
+import json, sys
+from bpe import Tokenizer
+tok = Tokenizer.load("data/three/tokenizer.json")
+print(json.dumps([tok.encode(text) for text in json.loads(sys.argv[1])]))
+"""
+
+
+def test_a_newer_tokenizer_is_read_with_a_note(project, capsys):
+    tok = Tokenizer.load(f"{project}/data/three/tokenizer.json")
+    note, = capsys.readouterr().err.splitlines()
+    assert "its split is none of bpe.py's" in note
+    ids = json.loads(run(project, "-c", NEW_TOKENIZER, json.dumps(TEXTS))[0])
+    assert [tok.encode(text) for text in TEXTS] == ids
 
 
 def test_tokens_show_has_it_too(project):

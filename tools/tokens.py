@@ -182,6 +182,8 @@ def main(argv):
         return
     text = read_text(" ".join(args.text))
     if args.html:
+        config.require(args.html not in (args.tokenizer, *args.text),
+                       f"{args.html}: the page would replace what it shows: name another file")
         page = show_html(tok, text)
         with config.replacing(args.html) as path, open(path, "w", encoding="utf-8") as f:
             f.write(page)
