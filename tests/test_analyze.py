@@ -287,7 +287,7 @@ def test_planted_elements_stand_out(toy, tmp_path, capsys):
     the start, with a BRE at 2 and a TATA box at 9, by which it tells them from background."""
     name = f"{toy}/data/tasks/core_promoter"
     instruct.main([f"--init_from={toy}/out", f"--tasks={name}.train.json",
-                   f"--eval_tasks={name}.test.json", f"--out_dir={tmp_path}", "--epochs=12",
+                   f"--eval_tasks={name}.test.json", f"--out_dir={tmp_path}", "--epochs=20",
                    "--learning_rate=1e-2", "--gradient_accumulation_steps=1", "--warmup_steps=5",
                    "--eval_interval=1000", "--device=cpu", "--dtype=float32"])
     s = sample.load(sample.SampleConfig(out_dir=str(tmp_path), task="core_promoter", device="cpu"))
