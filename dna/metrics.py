@@ -1,5 +1,8 @@
 """
-What scores.json holds: how well predictions agree with labels, beside the baselines, as a table.
+How well predictions agree with labels: what scores.json holds, and the table of it.
+
+    scores = {"splice": judge(["a", "d", "a"], ["a", "d", "d"], ["a", "d"])}
+    print(table(with_means(scores)))
 """
 import glob
 import json
@@ -8,20 +11,26 @@ import os
 
 import numpy as np
 
+from config import require
+
 
 def matthews(confusion):
-    """Matthews correlation coefficient of a confusion matrix (right label, chosen label) of any
-    number of labels (Gorodkin, 2004, "Comparing two K-category assignments by a K-category
-    correlation coefficient"); 0 where all rows have one label, or are given one"""
+    """-> the Matthews correlation coefficient of a confusion matrix, for any number of
+    labels (Gorodkin, 2004, "Comparing two K-category assignments by a K-category
+    correlation coefficient"). It is 0 where all rows have one label, or are given one.
+
+    confusion: (K, K), a row per right label and a column per chosen one
+    """
     confusion = np.asarray(confusion, dtype=float)
-    true, chosen, n = confusion.sum(axis=1), confusion.sum(axis=0), confusion.sum()
-    spread = math.sqrt(n ** 2 - (true ** 2).sum()) * math.sqrt(n ** 2 - (chosen ** 2).sum())
-    return float((confusion.trace() * n - true @ chosen) / spread) if spread else 0.0
+    t, c, n = confusion.sum(axis=1), confusion.sum(axis=0), confusion.sum()
+    spread = math.sqrt(n ** 2 - (t ** 2).sum()) * math.sqrt(n ** 2 - (c ** 2).sum())
+    return float((confusion.trace() * n - t @ c) / spread) if spread else 0.0
 
 
 def mcc_interval(confusion):
-    """-> the 95% interval of the MCC by the bootstrap, from 1,000 test sets of the same size. Rows
-    are drawn with replacement: equivalently, a multinomial over the cells of the matrix."""
+    """-> the 95% interval of the MCC by the bootstrap, from 1,000 test sets of the same
+    size. Rows are drawn with replacement: equivalently, a multinomial over the cells of
+    the matrix."""
     n = confusion.sum()
     sets = np.random.default_rng(0).multinomial(n, confusion.ravel() / n, size=1000)
     values = [matthews(cells.reshape(confusion.shape)) for cells in sets]
@@ -29,7 +38,7 @@ def mcc_interval(confusion):
 
 
 def judge(true, chosen, labels):
-    """The right label of each row and the one chosen for it -> what scores.json says of them.
+    """The right label of each row and the one chosen for it -> the scores of a task.
     "confusion" has a row per right label and a column per chosen one."""
     confusion = np.zeros((len(labels), len(labels)), dtype=int)
     for right, taken in zip(true, chosen):
@@ -41,30 +50,49 @@ def judge(true, chosen, labels):
     return scores | {"labels": labels, "confusion": confusion.tolist()}
 
 
-def add_baselines(scores, paths):
-    """Add the MCC of each baseline to the scores of its tasks, as NAME_mcc. Baselines are the files
-    NAME.json in the folder scores/ beside the scored files; tools/kmers.py writes one."""
-    for folder in sorted({os.path.dirname(path) for path in paths}):
-        for path in sorted(glob.glob(os.path.join(glob.escape(folder), "scores", "*.json"))):
-            name = os.path.splitext(os.path.basename(path))[0]
-            try:
-                with open(path, encoding="utf-8") as f:
-                    baseline = json.load(f)["tasks"]
-                for task in scores.keys() & baseline.keys():
-                    scores[task][f"{name}_mcc"] = baseline[task]["mcc"]
-            except (ValueError, KeyError, TypeError, AttributeError):
-                print(f"{path}: not the scores of a baseline: left out")
-
-
 def with_means(scores, **more):
-    """-> what scores.json holds"""
+    """{task: its scores} -> what scores.json holds: them, their means, and more"""
     result = {"tasks": scores}
-    keys = {key for s in scores.values() for key in s if key == "mcc" or key.endswith("_mcc")}
-    for key in ["accuracy", "mcc", *sorted(keys - {"mcc"})]:
+    keys = {key for s in scores.values() for key in s if key.endswith("_mcc")}
+    for key in ["accuracy", "mcc", *sorted(keys)]:
         values = [s[key] for s in scores.values() if s.get(key) is not None]
         result[f"mean_{key}"] = sum(values) / len(values) if values else None
     return result | more
 
+
+def read_scores(path):
+    """path: a scores.json or its folder, or the file of a baseline
+    -> {task: its scores}, of the tasks that have an MCC"""
+    path = os.path.join(path, "scores.json") if os.path.isdir(path) else path
+    try:
+        with open(path, encoding="utf-8") as f:
+            tasks = json.load(f)["tasks"]
+        scores = {name: s for name, s in tasks.items() if s.get("mcc") is not None}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path}: not a scores.json that instruct.py wrote") from None
+    require(scores, f"{path}: no task with an MCC in it: score files that have choices")
+    return scores
+
+
+def add_baselines(scores, paths):
+    """Add the MCC of each baseline to the scores of its tasks, as NAME_mcc. A baseline
+    is a file NAME.json in the folder scores/ beside the scored files. tools/kmers.py
+    writes one."""
+    for folder in sorted({os.path.dirname(path) for path in paths}):
+        pattern = os.path.join(glob.escape(folder), "scores", "*.json")
+        for path in sorted(glob.glob(pattern)):
+            name = os.path.splitext(os.path.basename(path))[0]
+            try:
+                baseline = read_scores(path)
+            except ValueError as e:
+                print(f"{e}: left out")
+                continue
+            for task in scores.keys() & baseline.keys():
+                scores[task][f"{name}_mcc"] = baseline[task]["mcc"]
+
+
+# --------------------------------------------------------------------------------------
+# The table
 
 HEADS = {"n": "n", "accuracy": "acc.", "mcc": "MCC", "mcc_interval": "95% interval",
          "exact_match": "exact", "majority": "major.", "kmer_mcc": "6-mers",
@@ -72,29 +100,37 @@ HEADS = {"n": "n", "accuracy": "acc.", "mcc": "MCC", "mcc_interval": "95% interv
 
 
 def table(result):
-    """What scores.json holds -> a table as text, of what HEADS names and of all baselines"""
-    # a row per task, and the means; a column per key that a task has
-    rows = {name + ("" if s.get("tuned", True) else " *"): s
-            for name, s in result["tasks"].items()}
-    scored = {key for s in rows.values() for key in s if s[key] is not None}
+    """What scores.json holds -> a table as text. It has a row per task and one for the
+    means, and a column per key that HEADS names or that a baseline added."""
+    tasks = result["tasks"]
+    scored = {key for s in tasks.values() for key in s if s[key] is not None}
     keys = [key for key in HEADS if key in scored]
-    keys += sorted(key for key in scored if key.endswith("_mcc") and key not in HEADS)
-    rows["mean"] = {key: result.get(f"mean_{key}") for key in keys}
+    keys += sorted(key for key in scored - set(HEADS) if key.endswith("_mcc"))
 
-    def cell(key, value):
-        if value is None:
-            return ""
-        if key == "mcc_interval":
-            return "{:.3f} {:.3f}".format(*value)
-        return f"{value:,}" if key == "n" else f"{value:.3f}"
+    rows = [["task", *(HEADS.get(key, key) for key in keys)]]
+    for name, s in tasks.items():
+        star = "" if s.get("tuned", True) else " *"
+        rows.append([name + star, *(cell(s.get(key)) for key in keys)])
+    rows.append(["mean", *(cell(result.get(f"mean_{key}")) for key in keys)])
+    footnote = "\n* not tuned on" if any(row[0].endswith(" *") for row in rows) else ""
+    return align(rows) + footnote
 
-    # each column is as wide as its widest cell
-    width = max(map(len, rows))
-    lines = [name.ljust(width) for name in ("task", *rows)]
-    for key in keys:
-        column = [HEADS.get(key, key)] + [cell(key, s.get(key)) for s in rows.values()]
+
+def cell(value):
+    """1234 -> "1,234", 0.5 -> "0.500", [0.4, 0.6] -> "0.400 0.600", None -> "" """
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        return " ".join(map(cell, value))
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
+
+
+def align(rows):
+    """Rows of texts -> a table as text. Names are flush left, and all else right."""
+    names, *columns = zip(*rows)
+    width = max(map(len, names))
+    lines = [f"{name:{width}}" for name in names]
+    for column in columns:
         width = max(map(len, column))
         lines = [f"{line}  {text:>{width}}" for line, text in zip(lines, column)]
-    if any(not s.get("tuned", True) for s in rows.values()):
-        lines.append("* not tuned on")
     return "\n".join(lines)

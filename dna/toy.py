@@ -118,11 +118,11 @@ def python_prose():
     from pydoc_data.topics import topics
     texts = list(topics.values())
     for name in ("argparse asyncio collections csv ctypes datetime decimal "
-                 "email.message fractions functools heapq http.client inspect io json logging "
-                 "multiprocessing os pathlib pickle random re shutil socket sqlite3 "
-                 "statistics string subprocess tarfile tempfile textwrap threading "
-                 "turtle typing unittest urllib.request uuid xml.dom.minidom "
-                 "zipfile").split():
+                 "email.message fractions functools heapq http.client inspect io "
+                 "json logging multiprocessing os pathlib pickle random re shutil "
+                 "socket sqlite3 statistics string subprocess tarfile tempfile "
+                 "textwrap threading turtle typing unittest urllib.request uuid "
+                 "xml.dom.minidom zipfile").split():
         try:
             module = importlib.import_module(name)
         except ImportError:     # a Python built without this part

@@ -7,13 +7,13 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL, listing, merge
 from torch.nn import functional as F
 
 import config
-import instruct
 import train
 from bench import step, vs_transformers
-from conftest import SMALL, listing, merge
+from dna.metrics import add_baselines
 from model import GPT, GPTConfig, load_checkpoint
 from tools import kmers
 from train import TrainConfig
@@ -98,10 +98,20 @@ def test_6mers_of_the_toy_world(tasks, capsys):
     printed = capsys.readouterr().out
     assert "splice" in printed and printed.endswith(f"wrote {tasks}/scores/kmer.json\n")
 
-    # instruct.py finds it
+    # instruct.py adds it
     scores = {"tf": {"mcc": 0.0}}
-    instruct.add_baselines(scores, [str(tasks / "tf.test.json")])
+    add_baselines(scores, [str(tasks / "tf.test.json")])
     assert scores["tf"]["kmer_mcc"] == result["tasks"]["tf"]["mcc"]
+
+
+def test_a_broken_baseline_is_left_out(tmp_path, capsys):
+    """One word of it, and the scores of a long run are not lost."""
+    (tmp_path / "scores").mkdir()
+    write(tmp_path / "scores/mine.json", [])
+    scores = {"tf": {"mcc": 0.0}}
+    add_baselines(scores, [str(tmp_path / "tf.test.json")])
+    assert scores == {"tf": {"mcc": 0.0}}
+    assert re.fullmatch(r".*/mine.json: not a scores.json .*: left out\n", capsys.readouterr().out)
 
 
 def test_which_rows_6mers_score(tmp_path):
