@@ -1,8 +1,8 @@
 """
 Prepare data: files of DNA, English and tasks -> a tokenizer, token bins, instructions.
 
-    python prepare.py                                         # the toy world, nothing to download
-    python prepare.py --dna=genome.fa.gz --english=books.txt --tasks=GUE --data_dir=data/mine
+    python prepare.py                   # the toy world, nothing to download
+    python prepare.py --dna=genome.fa --english=books.txt --tasks=GUE --data_dir=data/my
 
 It writes to data_dir:
 
@@ -13,7 +13,8 @@ It writes to data_dir:
     meta.json           what is in the bins, and which tokenizer made them
     tasks/*.json        the tasks as Alpaca instructions, a file per split
 
-Input is streamed three times: to find what is held out, to draw the tokenizer's sample, to encode.
+Input is streamed three times: to find what is held out, to draw the tokenizer's sample,
+and to encode.
 """
 import glob
 import heapq
@@ -45,31 +46,32 @@ class PrepareConfig:
     data_dir: str = "data/toy"      # folder to write to
     dna: tuple = ()                 # FASTA files; without any input, the toy world
     english: tuple = ()             # text files, a blank line between paragraphs
-    tasks: tuple = ()               # folders of train.csv, dev.csv, test.csv; .csv or Alpaca files
-    tasks_as_text: bool = False     # the tasks' training sequences are DNA to pretrain on, too
+    tasks: tuple = ()               # folders with train.csv, tables, or Alpaca files
+    tasks_as_text: bool = False     # pretrain on the tasks' training sequences, too
     keep_overlaps: bool = False     # keep training rows that overlap with a scored row
     vocab_size: int = 640           # ids of the tokenizer
     split: str = "mixed"            # how DNA is read: mixed, mixed6, mixed1, none
     tokenizer: str = ""             # use this tokenizer.json instead of training one
-    tokenizer_mb: float = 30.0      # megabytes of DNA, and of English, to train it on
-    val_fraction: float = 0.02      # share of DNA, and of English, that is held out
-    seed: int = 1337                # of the tokenizer's sample, the prompts and the toy world
+    tokenizer_mb: float = 30.0      # megabytes of each modality to train it on
+    val_fraction: float = 0.02      # share of each modality that is held out
+    seed: int = 1337                # of the tokenizer's sample, wordings, the toy world
 
 
-# ----------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Documents, and which of them are held out
 
 class Reader(NamedTuple):
     """How the files of a modality are read."""
-    documents: Callable     # (path, counts) -> a stream of texts; counts: what else was there
-    canonical: Callable     # a text -> what it has in common with the texts that are equal to it
+    documents: Callable     # (path, counts of what is left out) -> a stream of texts
+    canonical: Callable     # text -> the same for all texts that count as equal
 
 
-# A row for each modality of bpe.MODALITIES, under the name of its key in PrepareConfig.
+# A row for each modality in bpe.MODALITIES, named like its key in PrepareConfig.
 READERS = {
     "dna": Reader(read_dna, canonical),         # DNA is equal to its reverse complement
     "english": Reader(read_paragraphs, str),    # any other text, to itself alone
 }
+
 
 class Document(NamedTuple):
     text: str
@@ -84,7 +86,7 @@ def text_files(cfg):
 
 
 def read_texts(cfg, modality, report=False):
-    """Stream the files of a modality -> (text, path), ... report: print what each file contained"""
+    """Stream the files of a modality -> (text, path), ... report: print what is there"""
     for path in getattr(cfg, modality):
         counts = Counter()
         for text in READERS[modality].documents(path, counts):
@@ -92,32 +94,41 @@ def read_texts(cfg, modality, report=False):
             counts["documents"] += 1
             counts[f"{MODALITIES[modality].unit}s"] += len(text.encode())
         if report:
-            tqdm.write(f"{path}: " + ", ".join(f"{n:,} {what}" for what, n in counts.items() if n))
+            contents = ", ".join(f"{n:,} {what}" for what, n in counts.items() if n)
+            tqdm.write(f"{path}: {contents}")
 
 
-# Text is held out in stretches of neighbouring documents. Neighbours resemble each other, so single
-# documents would leave theirs in the training text.
-LONGEST_STRETCH, SHORTEST_STRETCH = 20_000, 1000        # bases or characters of a stretch
+# Text is held out in stretches of neighbouring documents. Neighbours resemble each
+# other, so a document held out by itself would leave much of what it says in the
+# training text.
+LONGEST_STRETCH, SHORTEST_STRETCH = 20_000, 1000    # bases or characters
 
 
 def held_out_stretches(cfg, modality):
-    """-> (length, n): every n-th stretch of this length is held out. Of little text the stretches are
-    shorter, and if need be a larger share than val_fraction."""
+    """-> (length, n): every n-th stretch of this length is held out
+
+    Little text has shorter stretches. The shortest may be a larger share than
+    val_fraction.
+    """
     n = round(1 / cfg.val_fraction)
     total = 0
     for text, _ in read_texts(cfg, modality):
         total += len(text)
         if total >= n * LONGEST_STRETCH:
             return LONGEST_STRETCH, n
-    require(total >= 2 * SHORTEST_STRETCH, f"{', '.join(getattr(cfg, modality))}: {total:,} characters "
-            f"are too few to hold some out: give {2 * SHORTEST_STRETCH:,}")
+    require(total >= 2 * SHORTEST_STRETCH,
+            f"{', '.join(getattr(cfg, modality))}: {total:,} characters are too few to "
+            f"hold some out: give {2 * SHORTEST_STRETCH:,}")
     length = max(SHORTEST_STRETCH, total // n)
     return length, min(n, total // length)
 
 
 def documents(cfg, modalities=MODALITIES, report=False):
-    """Stream all input -> Document, ... A document belongs to the stretch in which it begins, and is
-    cut where it is longer than a stretch. report: print what each file contained"""
+    """Stream the input -> Document, ...
+
+    A document belongs to the stretch in which it begins. It is cut where it is longer
+    than a stretch, so that none can step over one. report: print what the files hold
+    """
     for modality in modalities:
         if not getattr(cfg, modality):
             continue
@@ -135,13 +146,15 @@ def fingerprint(doc):
     return hash(READERS[doc.modality].canonical(doc.text))
 
 
-# ----------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # The tokenizer
 
 def reservoir_sample(docs, size, rng):
-    """-> a random sample of a stream of texts, of about `size` characters in all, in the order of
-    the stream. Each gets a random number, and those with the lowest are dropped, so no more than
-    the sample is in memory."""
+    """A stream of texts -> a random sample of about `size` characters, in the same order
+
+    Each text gets a random number, and those with the lowest are dropped. So no more
+    than the sample is in memory.
+    """
     kept, total = [], 0
     for i, doc in enumerate(docs):
         heapq.heappush(kept, (rng.random(), i, doc))
@@ -152,20 +165,35 @@ def reservoir_sample(docs, size, rng):
 
 
 def train_tokenizer(cfg, held_out, tasks):
-    """Train on a sample of the training documents, and of the tasks' training prompts, so that
-    the words of every prompt become tokens -> Tokenizer"""
+    """Train on a sample of the training documents, and of the tasks' training prompts,
+    so that the words of every prompt become tokens -> Tokenizer"""
     rng = np.random.default_rng(cfg.seed)
     sample = []
     for modality in MODALITIES:
-        docs = (doc.text for doc in documents(cfg, [modality]) if fingerprint(doc) not in held_out)
+        docs = (doc.text for doc in documents(cfg, [modality])
+                if fingerprint(doc) not in held_out)
         docs = tqdm(docs, desc=f"sampling {modality}", unit=" docs", disable=None)
         sample += reservoir_sample(docs, cfg.tokenizer_mb * 1e6, rng)
     for name in sorted(tasks):
         if not is_scored(name):
-            prompts = (alpaca_prompt(r["instruction"]) + r["output"] for r in tasks[name])
+            prompts = (alpaca_prompt(example["instruction"]) + example["output"]
+                       for example in tasks[name])
             # little of each task: its prompts are few and repeat
             sample += reservoir_sample(prompts, cfg.tokenizer_mb * 1e6 / 100, rng)
     return Tokenizer.train(sample, cfg.vocab_size, cfg.split)
+
+
+def load_tokenizer(cfg, tasks):
+    """-> the Tokenizer of cfg.tokenizer, which must not lose a letter of the tasks"""
+    tok = Tokenizer.load(cfg.tokenizer)
+    require(tok.eot is not None,
+            f"{cfg.tokenizer}: no <|endoftext|>, which separates documents")
+    for name, examples in tasks.items():
+        letters = set().union(*(example[key] for example in examples
+                                for key in ("instruction", "input", "output")))
+        letters = "".join(sorted(letters))
+        check_lossless(tok, letters, tok.encode(letters), name)
+    return tok
 
 
 def check_lossless(tok, text, ids, path):
@@ -175,15 +203,16 @@ def check_lossless(tok, text, ids, path):
         raise ValueError(f"{path}: the tokenizer loses {lost!r}: use another")
 
 
-# ----------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Token bins
 
-UNITS = [f"{modality.unit}s" for modality in MODALITIES.values()]
 BINS = ["train.bin", *(f"val_{modality}.bin" for modality in MODALITIES)]
+UNITS = [f"{modality.unit}s" for modality in MODALITIES.values()]
+SIZES = ["documents", "tokens", *UNITS]
 
 
-def encoded_documents(cfg, tok):
-    """Stream all input -> (Document, its ids), ..., encoded 1,000 documents at a time"""
+def encode_documents(cfg, tok):
+    """Stream the input -> (Document, its ids), ..., encoded 1,000 documents at a time"""
     docs = documents(cfg)
     with tqdm(desc="encoding", unit="B", unit_scale=True, disable=None) as bar:
         while batch := list(islice(docs, 1000)):
@@ -195,16 +224,20 @@ def encoded_documents(cfg, tok):
 
 
 def write_bins(cfg, tok, held_out, folder):
-    """Encode all documents into the bins -> the content of meta.json. held_out: the fingerprints
-    of held-out documents; training documents that share one are left out"""
-    dtype = np.dtype("<u2" if len(tok) <= 2 ** 16 else "<u4")
-    bins = {name: dict.fromkeys(["documents", "tokens", *UNITS], 0) for name in BINS}
-    repeated = 0
+    """Encode all documents into the bins -> {bin: its sizes}
+
+    held_out: the fingerprints of the held-out documents. Training documents that share
+    one are left out
+    """
+    dtype = token_dtype(tok)
+    bins = {name: dict.fromkeys(SIZES, 0) for name in BINS}
+    n_repeated = 0
     with ExitStack() as stack:
-        files = {name: stack.enter_context(open(f"{folder}/{name}", "wb")) for name in BINS}
-        for doc, ids in encoded_documents(cfg, tok):
+        files = {name: stack.enter_context(open(f"{folder}/{name}", "wb"))
+                 for name in BINS}
+        for doc, ids in encode_documents(cfg, tok):
             if not doc.held_out and fingerprint(doc) in held_out:
-                repeated += 1
+                n_repeated += 1
                 continue
             name = f"val_{doc.modality}.bin" if doc.held_out else "train.bin"
             ids = np.append(ids, tok.eot)
@@ -214,14 +247,14 @@ def write_bins(cfg, tok, held_out, folder):
             bins[name]["documents"] += 1
             bins[name]["tokens"] += len(ids)
             bins[name][f"{MODALITIES[doc.modality].unit}s"] += len(doc.text.encode())
-
-    if repeated:
-        print(f"{repeated:,} training documents equal a held-out one: left out")
+    if n_repeated:
+        print(f"{n_repeated:,} training documents equal a held-out one: left out")
     require(bins["train.bin"]["tokens"], "nothing is left to train on: give more text")
-    return {"dtype": dtype.str, "vocab_size": len(tok), "split": tok.split,
-            "tokenizer_sha256": config.file_sha256(f"{folder}/tokenizer.json"),
-            "modalities": {name: modality.unit for name, modality in MODALITIES.items()},
-            "bins": bins}
+    return bins
+
+
+def token_dtype(tok):
+    return np.dtype("<u2" if len(tok) <= 2 ** 16 else "<u4")
 
 
 def write_text(cfg, tasks, folder):
@@ -231,49 +264,54 @@ def write_text(cfg, tasks, folder):
     held_out = {fingerprint(doc) for doc in docs if doc.held_out}
 
     # the tokenizer
-    tok = Tokenizer.load(cfg.tokenizer) if cfg.tokenizer else train_tokenizer(cfg, held_out, tasks)
-    require(tok.eot is not None, f"{cfg.tokenizer}: no <|endoftext|>, which separates documents")
-    for name, examples in tasks.items() if cfg.tokenizer else ():     # it may lack letters
-        letters = set().union(*(r["instruction"] + r["input"] + r["output"] for r in examples))
-        letters = "".join(sorted(letters))
-        check_lossless(tok, letters, tok.encode(letters), name)
+    if cfg.tokenizer:
+        tok = load_tokenizer(cfg, tasks)
+    else:
+        tok = train_tokenizer(cfg, held_out, tasks)
     tok.save(f"{folder}/tokenizer.json")
 
     # the bins
-    meta = write_bins(cfg, tok, held_out, folder)
-    config.write_json(f"{folder}/meta.json", meta)
-    columns = ["documents", "tokens", *UNITS]
-    print(f"\n{'bin':18}" + "".join(f"{column:>14}" for column in columns))
-    for name, sizes in meta["bins"].items():
-        print(f"{name:18}" + "".join(f"{sizes[column]:14,}" for column in columns))
+    bins = write_bins(cfg, tok, held_out, folder)
+    config.write_json(f"{folder}/meta.json", {
+        "dtype": token_dtype(tok).str, "vocab_size": len(tok), "split": tok.split,
+        "tokenizer_sha256": config.file_sha256(f"{folder}/tokenizer.json"),
+        "modalities": {name: modality.unit for name, modality in MODALITIES.items()},
+        "bins": bins})
+
+    # what there is now
+    print(f"\n{'bin':18}" + "".join(f"{size:>14}" for size in SIZES))
+    for name, sizes in bins.items():
+        print(f"{name:18}" + "".join(f"{sizes[size]:14,}" for size in SIZES))
     if len(tok) < cfg.vocab_size and not cfg.tokenizer:
-        print(f"The text has no more pairs to merge: {len(tok):,} ids, not {cfg.vocab_size:,}.")
+        print(f"No more pairs to merge: {len(tok):,} ids, not {cfg.vocab_size:,}.")
 
 
-# ----------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Tasks
 
 def read_tasks(cfg):
-    """-> {file name: list of Alpaca examples}, without the training examples that give scored ones
-    away (unless cfg.keep_overlaps)"""
+    """-> {file name: list of Alpaca examples}, without the training examples that give
+    scored ones away (unless cfg.keep_overlaps)"""
     files = {}
     for path in cfg.tasks:
         for name, examples in read_task_files(path, cfg.seed):
             require(name not in files, f"{path}: a second task named {name}: rename one")
             files[name] = examples
 
-    # leave out the training examples that give scored ones away
+    # which of the training examples give scored ones away?
     train, scored = ([example for name in files if is_scored(name) == of_scored
                       for example in files[name]] for of_scored in (False, True))
     leaks = {id(train[i]) for i in find_leaks(train, scored)}
+
+    # leave them out
     for name, examples in files.items():
         kept = [example for example in examples if id(example) not in leaks]
         if n_leaks := len(examples) - len(kept):
-            print(f"{name}: {n_leaks:,} of {len(examples):,} rows overlap with a scored row: "
-                  + ("kept" if cfg.keep_overlaps else "left out"))
+            print(f"{name}: {n_leaks:,} of {len(examples):,} rows overlap with a scored "
+                  f"row: {'kept' if cfg.keep_overlaps else 'left out'}")
         files[name] = examples if cfg.keep_overlaps else kept
-        require(files[name], f"{name}: all rows overlap with scored rows: fix the splits, or give "
-                "--keep_overlaps")
+        require(files[name], f"{name}: all rows overlap with scored rows: fix the "
+                "splits, or give --keep_overlaps")
     return files
 
 
@@ -298,25 +336,28 @@ def write_tasks(tasks, folder):
 
 
 def write_sequences(tasks, path):
-    """Write the DNA of all training examples, each once, as FASTA: text, without the labels."""
-    sequences = dict.fromkeys(example["input"] for name in tasks if not is_scored(name)
-                              for example in tasks[name] if is_dna(example["input"], OVERLAP))
+    """Write the DNA of the training examples as FASTA, each once, without its label."""
+    inputs = dict.fromkeys(example["input"] for name in tasks if not is_scored(name)
+                           for example in tasks[name])
+    sequences = [text for text in inputs if is_dna(text, OVERLAP)]
     require(sequences, "--tasks_as_text, but no task has DNA to train on")
     with open(path, "w", encoding="utf-8") as f:
-        f.writelines(f">{i}\n{dna}\n" for i, dna in enumerate(sequences))
+        f.writelines(f">{i}\n{sequence}\n" for i, sequence in enumerate(sequences))
 
 
-# ----------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # The run
 
 def check(cfg):
-    """Fail early: on bad arguments, and on files in data_dir that prepare.py did not write."""
+    """Fail early: on bad arguments, and on a data_dir that prepare.py did not write."""
     # arguments
     require(cfg.data_dir, "data_dir is empty: name a folder to write to")
     require(cfg.val_fraction <= 0.5, f"val_fraction={cfg.val_fraction} is more than 0.5")
-    Tokenizer.train([], cfg.vocab_size, cfg.split)     # refuses a bad vocab_size or split
+    Tokenizer.train([], cfg.vocab_size, cfg.split)  # refuses a bad vocab_size or split
     if cfg.tokenizer:
         Tokenizer.load(cfg.tokenizer)
+
+    # input
     seen = set()
     for path in chain(*text_files(cfg), cfg.tasks):
         require(os.path.exists(path), f"{path}: no such file or folder")
@@ -327,16 +368,16 @@ def check(cfg):
 
     # data_dir
     names = set(os.listdir(cfg.data_dir)) if os.path.isdir(cfg.data_dir) else set()
-    others = {"tokenizer.json", "tasks", *BINS} & names
-    require("meta.json" in names or not others,
-            f"{cfg.data_dir}: {', '.join(sorted(others))}, but no meta.json: prepare.py did not "
-            "write this: move it, or give another data_dir")
+    replaced = sorted({"tokenizer.json", "tasks", *BINS} & names)
+    require("meta.json" in names or not replaced,
+            f"{cfg.data_dir}: {', '.join(replaced)}, but no meta.json: prepare.py did "
+            "not write this: move it, or give another data_dir")
 
 
 @contextmanager
 def staged(data_dir):
-    """-> a temporary folder in data_dir. If all goes well its content replaces what an earlier run
-    wrote to data_dir; otherwise that stays as it was."""
+    """-> a temporary folder in data_dir. If all goes well, what is in it replaces what
+    an earlier run wrote to data_dir. Otherwise data_dir stays as it was."""
     os.makedirs(data_dir, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="preparing-", dir=data_dir) as folder:
         yield folder
@@ -352,12 +393,13 @@ def next_command(cfg, argv, tasks):
     if any(text_files(cfg)):
         return config.next_command("train", argv, data_dir=cfg.data_dir, out_dir=out_dir)
     folder = f"{glob.escape(cfg.data_dir)}/tasks"
-    patterns = sorted({re.sub(r".+(\.(train|dev|test)\.json)", r"*\1", name) for name in tasks})
+    patterns = sorted({re.sub(r".+(\.(train|dev|test)\.json)", r"*\1", name)
+                       for name in tasks})
     tune = [f"{folder}/{pattern}" for pattern in patterns if not is_scored(pattern)]
     score = [f"{folder}/{pattern}" for pattern in patterns if is_scored(pattern)][:1]
-    only_scored = {} if tune else {"epochs": 0}
-    return config.next_command("instruct", argv, tasks=tune, eval_tasks=score, out_dir=out_dir,
-                               **only_scored)
+    only_score = {} if tune else {"epochs": 0}
+    return config.next_command("instruct", argv, tasks=tune, eval_tasks=score,
+                               out_dir=out_dir, **only_score)
 
 
 def main(argv):
@@ -377,7 +419,7 @@ def main(argv):
         if any(text_files(cfg)):
             write_text(cfg, tasks, folder)
         elif not os.path.exists(f"{cfg.data_dir}/meta.json"):
-            # it says that prepare.py wrote this folder
+            # it tells the next run that prepare.py wrote this folder
             config.write_json(f"{folder}/meta.json", {"bins": {}})
     print(f"wrote {cfg.data_dir}; next: {next_command(cfg, argv, tasks)}")
 

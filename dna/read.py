@@ -1,8 +1,8 @@
 """
 Read what users have: text, DNA, tables of sequences, Alpaca examples.
 
-Ambiguous input is never guessed at. It raises a ValueError that names the file, the line and what
-is wrong. prepare.py, instruct.py and sample.py read all their input here.
+Ambiguous input is never guessed at. It raises a ValueError that names the file, the
+line and what is wrong. prepare.py, instruct.py and sample.py read all their input here.
 """
 import bz2
 import csv
@@ -21,39 +21,42 @@ from config import require
 BLOCK = 16_000      # bases or characters; longer sequences and paragraphs come in parts
 
 
-# ----------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Text
 
-UNPACK = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}     # by first bytes
+# how a file begins: how it is unpacked
+UNPACK = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 
 
 def read_lines(path, longest=-1):
-    """Stream a text file -> (line number, line), ... A line of more than `longest` characters
-    comes in parts, all with its number.
+    """Stream a text file -> (line number, line), ... A line of more than `longest`
+    characters comes in parts, all with its number.
 
-    The first bytes, not the name, tell how a file is packed, and UTF-16 from UTF-8. Lines end in
-    \\n, \\r\\n or \\r. Refused: damage, bytes that are not text, an empty file.
+    The first bytes, not the name, tell how a file is packed, and UTF-16 from UTF-8.
+    Lines end in \\n, \\r\\n or \\r. Damage, bytes that are not text and an empty file
+    are refused.
     """
     number, empty = 1, True
     try:
         with open(path, "rb") as f:
             for magic, unpack in UNPACK.items():
                 f = unpack(f) if f.peek(5).startswith(magic) else f
-            require(not f.peek(4).startswith(b"PK\x03\x04"), f"{path}: a zip archive or an Excel "
-                    "file: unpack it, or save the table as CSV")
+            require(not f.peek(4).startswith(b"PK\x03\x04"), f"{path}: a zip archive or "
+                    "an Excel file: unpack it, or save the table as CSV")
             utf16 = f.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff")
             f = io.TextIOWrapper(f, "utf-16" if utf16 else "utf-8-sig")
             while line := f.readline(longest):
-                require("\0" not in line, f"{path}: line {number}: zero bytes: not a text file")
+                require("\0" not in line,
+                        f"{path}: line {number}: zero bytes: not a text file")
                 empty = empty and line.isspace()
                 yield number, line
                 number += line.endswith("\n")
     except UnicodeError as e:
-        raise ValueError(f"{path}: line {number} or after: not {e.encoding} text ({e.reason}): "
-                         "convert it to UTF-8") from None
+        raise ValueError(f"{path}: line {number} or after: not {e.encoding} text "
+                         f"({e.reason}): convert it to UTF-8") from None
     except (EOFError, zlib.error, lzma.LZMAError, OSError) as e:
-        if isinstance(e, OSError) and e.errno:      # the system's own, such as no permission
-            raise
+        if isinstance(e, OSError) and e.errno:
+            raise       # the system's own, such as no permission
         raise ValueError(f"{path}: damaged or cut short ({e}): get it again") from None
     require(not empty, f"{path}: an empty file")
 
@@ -67,8 +70,9 @@ def stem(path, kinds):
 def read_paragraphs(path, counts=None):
     """Stream a text file -> its paragraphs, separated by blank lines or by <|endoftext|>
 
-    A paragraph of 16,000 characters or more comes in parts that end with a line, or within a line
-    that is longer than 4,000. Nothing is dropped, so `counts` stays as it is.
+    A paragraph of 16,000 characters or more comes in parts that end with a line, or
+    within a line that is longer than 4,000. Nothing is dropped, so `counts` stays as it
+    is.
     """
     text = ""
     for _, line in read_lines(path, BLOCK // 4):
@@ -84,12 +88,11 @@ def split_documents(text):
     return filter(None, map(str.strip, text.split(END_OF_TEXT)))
 
 
-# ----------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # DNA
 
 IUPAC = "ACGTRYSWKMBDHVN"
 COMPLEMENT = str.maketrans(IUPAC, "TGCAYRSWMKVHDBN")
-LINE_NUMBERS = re.compile(r"(?m)^\s*\d+\s|\s\d+\s*$")   # GenBank's, in front; EMBL's, at the end
 
 
 def reverse_complement(sequence):
@@ -103,7 +106,7 @@ def canonical(sequence):
 
 
 def dna_runs(text, shortest):
-    """-> the runs of capital IUPAC letters in a text that have `shortest` letters or more"""
+    """-> the runs of `shortest` capital IUPAC letters or more in a text"""
     return re.findall(f"[{IUPAC}]{{{shortest},}}", text)
 
 
@@ -113,32 +116,43 @@ def is_dna(text, shortest=1):
 
 
 def stretches(sequence):
-    """-> the stretches of A, C, G, T in a sequence, each of eight bases or more. The bases on either
-    side of an ambiguous letter are not adjacent, so it ends a stretch."""
+    """-> the stretches of eight bases or more in a sequence. An ambiguous letter ends a
+    stretch, because the bases on either side of it are not adjacent."""
     return re.findall(f"[ACGT]{{{SHORTEST},}}", sequence)
 
 
-def clean_dna(text, where):
-    """-> `text` as DNA in capital IUPAC letters, ambiguous ones included.
+def dna_words(text):
+    """-> the words of a text in capitals, with U as T and X (a masked base) as N. Line
+    numbers, which GenBank has, are left out."""
+    words = text.upper().replace("U", "T").replace("X", "N").split()
+    return [word for word in words if not word.isdigit()]
 
-    U is read as T, X (a masked base) as N. White space is dropped, and GenBank's line numbers.
-    Overlapping k-mers, as in DNABERT's files, are joined: GTGGGG TGGGGA GGGGAG -> GTGGGGAG.
-    Refused: gaps, protein, any other character.
+
+def clean_dna(text, where):
+    """-> `text` as DNA in capital IUPAC letters, ambiguous ones included
+
+    White space and line numbers are dropped. Overlapping k-mers, as in DNABERT's files,
+    are joined: GTGGGG TGGGGA GGGGAG -> GTGGGGAG. Gaps, protein and any other character
+    are refused.
     """
     # letters, and k-mers
-    words = LINE_NUMBERS.sub(" ", text).upper().replace("U", "T").replace("X", "N").split()
+    words = dna_words(text)
     dna = "".join(words)
     if len(words) > 1 and max(map(len, words)) <= 8:
         overlaps = sum(a[1:] == b[:-1] for a, b in zip(words, words[1:]))
         if overlaps == len(words) - 1:
             dna = words[0][:-1] + "".join(word[-1] for word in words)
         else:
-            require(2 * overlaps < len(words) - 1, f"{where}: k-mers, of which some do not overlap")
+            require(2 * overlaps < len(words) - 1,
+                    f"{where}: k-mers, but some of them do not overlap")
 
     # what is not DNA
     if wrong := re.search(f"[^{IUPAC}]", dna):
-        hint = "remove the gaps" if wrong[0] in "-." else "is this protein?" \
-            if wrong[0] in "EFIJLOPQZ*" else "give DNA in IUPAC letters"
+        hint = "give DNA in IUPAC letters"
+        if wrong[0] in "-.":
+            hint = "remove the gaps"
+        elif wrong[0] in "EFIJLOPQZ*":
+            hint = "is this protein?"
         raise ValueError(f"{where}: {wrong[0]!r} is no nucleotide: {hint}")
     require(len(dna) < 20 or sum(map(dna.count, "ACGTN")) >= len(dna) / 2,
             f"{where}: few letters are A, C, G, T or N: is this protein?")
@@ -146,20 +160,22 @@ def clean_dna(text, where):
 
 
 def clean_input(text, where):
-    """-> the input of an example: DNA as clean_dna() returns it, other text as it is. DNA has eight
-    letters or more, all IUPAC, and 90% of them are A, C, G, T, U or N ("Magna Carta" is not DNA)."""
-    letters = re.sub(r"[\s.-]", "", LINE_NUMBERS.sub(" ", text)).upper()
-    letters = letters.replace("U", "T").replace("X", "N")
+    """-> the input of an example: DNA as clean_dna() returns it, other text as it is
+
+    DNA has eight letters or more. All are IUPAC, and 90% of them are A, C, G, T, U or N:
+    "Magna Carta" is not DNA.
+    """
+    letters = "".join(dna_words(text)).replace("-", "").replace(".", "")
     enough = sum(map(letters.count, "ACGTN")) >= 0.9 * len(letters)
     return clean_dna(text, where) if is_dna(letters, SHORTEST) and enough else text
 
 
 def read_fasta(lines, path, longest=None, counts=None):
-    """Stream the (number, line), ... of a FASTA file -> (name, sequence), ... in IUPAC letters
+    """Stream the (number, line), ... of a FASTA file -> (name, sequence), ...
 
-    A record of more than `longest` letters comes in parts, all with its name. A record without a
-    name is called by its line. Gaps (- and .) are dropped. Lines that begin with ; are comments.
-    counts: a Counter, to which the numbers of records and gaps are added
+    A record of more than `longest` letters comes in parts, all with its name. A record
+    without a name is called by its line. Gaps (- and .) are dropped. Lines that begin
+    with ; are comments. counts: a Counter, to which records and gaps are added
     """
     counts = Counter() if counts is None else counts
     name, sequence, header = None, "", 0
@@ -168,12 +184,14 @@ def read_fasta(lines, path, longest=None, counts=None):
         if line.startswith(">"):
             if name is not None:
                 yield name, sequence
-            name, sequence, header = " ".join(line[1:].split()) or f"line {number}", "", number
+            name, sequence = " ".join(line[1:].split()) or f"line {number}", ""
+            header = number
             counts["records"] += 1
         # its sequence; a part of a long header is none
         elif number > header and not line.isspace() and not line.startswith(";"):
             where = f"{path}: line {number}"
-            require(name is not None, f"{where}: not FASTA: a record begins with > and its name")
+            require(name is not None,
+                    f"{where}: not FASTA: a record begins with > and its name")
             letters = line.replace("-", "").replace(".", "")
             counts["gaps"] += len(line) - len(letters)
             sequence += clean_dna(letters, where)
@@ -185,23 +203,26 @@ def read_fasta(lines, path, longest=None, counts=None):
 
 
 def read_dna(path, counts):
-    """Stream a FASTA file -> its stretches of A, C, G, T, long ones in parts of 16,000 bases.
-    counts: a Counter, to which records, N and all that is dropped are added"""
+    """Stream a FASTA file -> its stretches, long ones in parts of 16,000 bases. counts:
+    a Counter, to which records, N and all that is dropped are added"""
     for _, part in read_fasta(read_lines(path, BLOCK), path, BLOCK, counts):
-        found = stretches(part)
-        n, other = part.count("N"), len(re.findall("[^ACGTN]", part))
-        counts["N"] += n
-        counts["other ambiguous letters"] += other
-        counts["bases in stretches under 8"] += len(part) - n - other - sum(map(len, found))
-        yield from found
+        kept = stretches(part)
+        bases = sum(map(part.count, "ACGT"))
+        counts["N"] += part.count("N")
+        counts["other ambiguous letters"] += len(part) - bases - part.count("N")
+        counts["bases in stretches under 8"] += bases - sum(map(len, kept))
+        yield from kept
 
 
-# ----------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Tables of sequences
 
-# The names of columns, in any case; the first of each is the one that messages ask for.
-SEQUENCE, LABEL, NAME = ("sequence", "seq"), ("label", "labels", "target"), ("name", "id")
-MISSING = {"", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "<NA>"}  # as pandas
+# names of columns, in any case
+SEQUENCE = {"sequence", "seq"}
+LABEL = {"label", "labels", "target"}
+NAME = {"name", "id"}
+# what pandas reads as missing
+MISSING = {"", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "<NA>"}
 csv.field_size_limit(2 ** 31 - 1)
 
 
@@ -215,16 +236,18 @@ class TableRow(NamedTuple):
 def read_table(lines, path, labelled=True):
     """The (number, line), ... of a table -> list of TableRow
 
-    The first line names the columns. Commas, semicolons or tabs separate them, and other columns are
-    ignored. A row is one line, so that a quote left open cannot swallow the next row.
+    The first line names the columns. Commas, semicolons or tabs separate them. Only
+    those above are read. A row is one line, so that a quote left open cannot swallow the
+    next row. labelled: each row must have a label
     """
     # the columns
     lines = iter(lines)
     _, header = next(lines)
     separator = max(",;\t", key=header.count)
-    columns = [name.strip().lower() for name in next(csv.reader([header], delimiter=separator))]
-    sequences, labels, names = ([i for i, column in enumerate(columns) if column in wanted]
-                                for wanted in (SEQUENCE, LABEL, NAME))
+    columns = next(csv.reader([header.lower()], delimiter=separator))
+    sequences, labels, names = (
+        [i for i, column in enumerate(columns) if column.strip() in wanted]
+        for wanted in (SEQUENCE, LABEL, NAME))
     wanted = "one column sequence" + " and one column label" * labelled
     require(len(sequences) == 1 and (len(labels) == 1 or not labelled),
             f"{path}: the first line of a table names {wanted}, and here it is "
@@ -237,14 +260,17 @@ def read_table(lines, path, labelled=True):
             continue
         where = f"{path}: line {number}"
         try:
-            row, = csv.reader([line], delimiter=separator, strict=True, skipinitialspace=True)
+            fields, = csv.reader([line], delimiter=separator, strict=True,
+                                 skipinitialspace=True)
         except csv.Error as e:
             raise ValueError(f"{where}: {e}: is a quote left open?") from None
-        require(len(row) == len(columns), f"{where}: {len(row)} fields, not {len(columns)} as above")
-        sequence = clean_dna(not_missing(row[sequences[0]], "sequence", where), where)
-        label = clean_label(not_missing(row[labels[0]], "label", where), where) if labelled else ""
-        name = " ".join(row[names[0]].split()) if names else ""
-        rows.append(TableRow(name or str(len(rows) + 1), sequence, label, where))
+        require(len(fields) == len(columns),
+                f"{where}: {len(fields)} fields, not {len(columns)} as above")
+        sequence = not_missing(fields[sequences[0]], "sequence", where)
+        label = not_missing(fields[labels[0]], "label", where) if labelled else ""
+        name = " ".join(fields[names[0]].split()) if names else ""
+        rows.append(TableRow(name or str(len(rows) + 1), clean_dna(sequence, where),
+                             clean_label(label, where), where))
     require(rows, f"{path}: no rows below the names of the columns")
     return rows
 
@@ -256,75 +282,83 @@ def not_missing(value, column, where):
 
 
 def clean_label(label, where):
-    """-> the label of a class; a whole number is spelled in one way: 1, 1.0 and 01 are 1"""
+    """-> the label of a class, whole numbers spelled in one way: 1, 1.0 and 01 are 1"""
     if whole := re.fullmatch(r"\+?(-?)0*(\d+)(\.0*)?", label):
         return whole[1] + whole[2]
-    require(not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", label, re.IGNORECASE),
+    number = re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", label, re.IGNORECASE)
+    require(not number,
             f"{where}: the label {label} looks like a measured number: give classes")
     return label
 
 
-# ----------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Alpaca examples
 
 def read_json(text, path, number=1):
-    """-> the value of a JSON text, which begins at line `number` of a file; NaN is null"""
+    """-> the value of a JSON text that begins at line `number` of a file; NaN as null"""
     try:
         return json.loads(text, parse_constant=lambda name: None)
     except (ValueError, RecursionError) as e:
         line, column = number + getattr(e, "lineno", 1) - 1, getattr(e, "colno", 1)
         raise ValueError(f"{path}: line {line}, column {column}: broken JSON "
-                         f"({getattr(e, 'msg', e)}): give an array of examples, or one example per "
-                         "line") from None
+                         f"({getattr(e, 'msg', e)}): give an array of examples, or one "
+                         "example per line") from None
 
 
 def read_alpaca(path):
-    """A JSON array of Alpaca examples, or one per line -> list of dicts, checked: instruction,
-    input ("" if there is none) and output are text; there may be a task, choices (the output is
-    one of them) and either_strand. Examples with an empty output are left out, and counted."""
+    """A JSON array of Alpaca examples, or one per line -> list of dicts, checked
+
+    instruction, input ("" if there is none) and output are text. There may be a task,
+    choices (the output is one of them) and either_strand. What is left out is counted.
+    """
     # read and check
     lines = list(read_lines(path))
     text = "".join(line for _, line in lines)
-    examples = read_json(text, path) if text.lstrip().startswith("[") else \
-        [read_json(line.rstrip(), path, number) for number, line in lines if not line.isspace()]
+    if text.lstrip().startswith("["):
+        examples = read_json(text, path)
+    else:
+        examples = [read_json(line.rstrip(), path, number) for number, line in lines
+                    if not line.isspace()]
     examples = [clean_example(example, f"{path}: example {number}")
                 for number, example in enumerate(examples, start=1)]
 
-    # leave out what is not read
+    # leave out what is not read, and what has no answer
     for key in ("system", "history"):
         if n := sum(bool(example.pop(key, None)) for example in examples):
-            print(f"{path}: {n:,} of {len(examples):,} examples have a {key}, which is left out")
+            print(f"{path}: {n:,} of {len(examples):,} examples have a {key}: left out")
     answered = [example for example in examples if example["output"].strip()]
     require(answered, f"{path}: no examples with an output")
-    if len(answered) < len(examples):
-        print(f"{path}: {len(examples) - len(answered):,} of {len(examples):,} examples have no "
-              "output, and are left out")
+    if n := len(examples) - len(answered):
+        print(f"{path}: {n:,} of {len(examples):,} examples have no output: left out")
     return answered
 
 
 def clean_example(example, where):
-    """-> an Alpaca example with DNA cleaned, numbers as text, and null as if it were not there"""
+    """-> an Alpaca example with DNA cleaned and numbers as text. null is as good as
+    nothing."""
     # text
     require(isinstance(example, dict),
             f"{where}: not an object with instruction, input and output")
     for key in ("instruction", "output"):
-        require(key in example, f"{where}: no {key}: an Alpaca example has instruction, input and "
-                "output")
+        require(key in example, f"{where}: no {key}: an Alpaca example has instruction, "
+                "input and output")
     example = {key: value for key, value in example.items() if value is not None}
     for key in ("instruction", "input", "output", *{"task"}.intersection(example)):
         example[key] = as_text(example.get(key, ""), f"{where}: its {key}")
+    output = example["output"]
     require(example["instruction"].strip(), f"{where}: no instruction")
-    require(not example["output"].rstrip().endswith(("</s>", END_OF_TEXT)),
-            f"{where}: its output ends in a mark such as {END_OF_TEXT}: remove it, because one is "
-            "added to each")
+    require(not output.rstrip().endswith(("</s>", END_OF_TEXT)),
+            f"{where}: its output ends in a mark such as {END_OF_TEXT}: remove it, "
+            "because one is added to each")
     require(isinstance(example.get("either_strand", False), bool),
             f"{where}: its either_strand is not true or false")
     example["input"] = clean_input(example["input"], where)
 
     # choices
     if "choices" in example:
-        choices, output = example["choices"], example["output"]
-        require(isinstance(choices, list), f"{where}: its choices are not a list of texts")
+        choices = example["choices"]
+        require(isinstance(choices, list),
+                f"{where}: its choices are not a list of texts")
         choices = [as_text(choice, f"{where}: a choice") for choice in choices]
         require(len(set(choices) - {""}) == len(choices),
                 f"{where}: its choices are not all different")

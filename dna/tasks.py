@@ -1,9 +1,9 @@
 """
 Tasks: from tables of labelled DNA to instructions, and from instructions to prompts.
 
-A task is rows of (sequence, label). Each becomes an Alpaca example, a dict with "instruction",
-"input", "output", and for the score table "task" and "choices". prepare.py writes them, instruct.py
-tunes on them, and sample.py asks in the same words.
+A task is rows of (sequence, label). Each becomes an Alpaca example, a dict with
+"instruction", "input", "output", and for the score table "task" and "choices".
+prepare.py writes them, instruct.py tunes on them, and sample.py asks in the same words.
 """
 import glob
 import os
@@ -17,29 +17,33 @@ from tqdm import tqdm
 
 from bpe import SHORTEST
 from config import require
-from dna.read import (canonical, clean_label, dna_runs, is_dna, read_alpaca, read_json, read_lines,
-                      read_table, reverse_complement, stem)
+from dna.read import (canonical, clean_label, dna_runs, is_dna, read_alpaca, read_json,
+                      read_lines, read_table, reverse_complement, stem)
 
-# ----------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # The prompt: the standard Alpaca template (Taori et al., 2023)
 
-PREAMBLE = ("Below is an instruction that describes a task{paired}. Write a response that "
-            "appropriately completes the request.\n\n")
+PREAMBLE = ("Below is an instruction that describes a task{paired}. Write a response "
+            "that appropriately completes the request.\n\n")
 PAIRED = ", paired with an input that provides further context"
 INSTRUCTION, INPUT, RESPONSE = "### Instruction:\n", "### Input:\n", "### Response:\n"
 
 
 def alpaca_parts(instruction, has_input):
-    """-> the texts of a prompt before and after its input. The response is encoded separately, so
-    that no token spans prompt and response."""
-    before = PREAMBLE.format(paired=PAIRED * has_input) + f"{INSTRUCTION}{instruction}\n\n"
+    """-> the texts of a prompt before and after its input. The response is encoded
+    separately, so that no token spans prompt and response."""
+    preamble = PREAMBLE.format(paired=PAIRED if has_input else "")
+    before = f"{preamble}{INSTRUCTION}{instruction}\n\n"
     return (before + INPUT, "\n\n" + RESPONSE) if has_input else (before, RESPONSE)
 
 
 def fold(input):
-    """-> an input as a prompt has it: DNA on two lines, broken in its middle, if each line is long
-    enough to be DNA to the tokenizer. With every split but "none" no token spans lines, so what
-    stands in the middle (the site to judge, where transcription starts) begins a token."""
+    """-> an input as a prompt has it: DNA on two lines, broken in its middle, if each
+    line is long enough to be DNA to the tokenizer
+
+    With every split but "none" no token spans lines. So what stands in the middle (the
+    site to judge, where transcription starts) begins a token.
+    """
     half = len(input) // 2
     return f"{input[:half]}\n{input[half:]}" if is_dna(input, 2 * SHORTEST) else input
 
@@ -49,7 +53,7 @@ def alpaca_prompt(instruction, input=""):
     return before + fold(input) + after
 
 
-# ----------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # The tables of a task
 
 SPLITS = {"train": "train", "test": "test",
@@ -57,69 +61,80 @@ SPLITS = {"train": "train", "test": "test",
 
 
 def is_scored(file):
-    """Whether the examples of a file are scored, never tuned on. Its last suffix but one says so:
-    x.dev.json and test.json are, test.train.json is not."""
+    """Whether the examples of a file are scored, and never tuned on. The part before
+    .json says so: x.dev.json and test.json are, test.train.json is not."""
     return SPLITS.get(file.split(".")[-2]) in ("dev", "test")
 
 
 def find_tables(path):
     """A table, or a folder with train.csv, dev.csv, test.csv in it or in folders below
-    -> {the task's folder or file: {split: table}}; a table by itself has the split "all" """
+    -> {the task's folder or file: {split: table}}; a single table is the split "all" """
     # one table
     if os.path.isfile(path):
         name = stem(path, "csv|tsv")
-        require(name, f"{path}: no task: give a .csv, .tsv, .json or .jsonl file, or a folder")
-        require(os.path.basename(name) not in SPLITS, f"{path}: a split of a task: give its folder")
+        require(name, f"{path}: no task: give a .csv, .tsv, .json or .jsonl file, or a "
+                "folder")
+        require(os.path.basename(name) not in SPLITS,
+                f"{path}: a split of a task: give its folder")
         return {name: {"all": path}}
 
     # a folder
-    tasks = defaultdict(dict)
+    tasks = {}
     for folder, _, files in sorted(os.walk(path, followlinks=True)):
-        tables = [file for file in sorted(files) if stem(file, "csv|tsv")]
-        splits = {file: SPLITS.get(stem(file, "csv|tsv")) for file in tables}
-        for file, split in splits.items():
-            if split:
-                require(split not in tasks[folder], f"{folder}: two tables of {split} rows")
-                tasks[folder][split] = os.path.join(folder, file)
-            elif any(splits.values()):
-                print(f"{folder}/{file}: neither train, dev nor test: ignored")
-    require(tasks, f"{path}: no task: no train.csv, dev.csv or test.csv in it or below it")
-    return dict(tasks)
+        tables, others = {}, []
+        for file in sorted(files):
+            name = stem(file, "csv|tsv")
+            if name in SPLITS:
+                split = SPLITS[name]
+                require(split not in tables, f"{folder}: two tables of {split} rows")
+                tables[split] = os.path.join(folder, file)
+            elif name:
+                others.append(file)
+        if tables:
+            tasks[folder] = tables
+            if others:
+                print(f"{folder}: ignored, because neither train, dev nor test: "
+                      f"{', '.join(others)}")
+    require(tasks, f"{path}: no task: no train.csv, dev.csv or test.csv in or below it")
+    return tasks
 
 
 def hold_out(rows, path, seed):
-    """The rows of a table by itself -> {split: rows}; a tenth, drawn by `seed`, is dev"""
-    require(len(rows) >= 20, f"{path}: {len(rows)} rows are too few to hold some out: give 20")
+    """The rows of a single table -> {split: rows}; a tenth, drawn by `seed`, is dev"""
+    require(len(rows) >= 20,
+            f"{path}: {len(rows)} rows are too few to hold some out: give 20")
     order = np.random.default_rng(seed).permutation(len(rows))
     return {"train": [rows[i] for i in sorted(order[len(rows) // 10:])],
             "dev": [rows[i] for i in sorted(order[:len(rows) // 10])]}
 
 
-MANY = 50       # so many labels are only taken for classes if each has a name and ten rows
-
-
 def check_labels(splits):
-    """splits: {split: rows of read_table()}. The labels must be classes: each spelled in one way,
-    one per row, none of them only in scored rows, and no measured numbers."""
+    """The labels of {split: rows} must be classes: each spelled in one way, one per row,
+    none of them only in scored rows, and no measured numbers."""
     trained = {row.label for row in splits.get("train", ())}
     all_rows = [row for rows in splits.values() for row in rows]
     spelled = {}
-    for row in all_rows:
-        label, where = row.label, row.where
+    for _, _, label, where in all_rows:
         same = re.sub(r"(?<=[a-z])[\s_-]+(?=[a-z])", "", label.casefold())
         first = spelled.setdefault(same, label)
-        require(label == first, f"{where}: the label {label!r} is spelled {first!r} elsewhere")
-        require(not re.search("[;|]", label), f"{where}: the label {label!r} looks like several: "
-                "give one per row")
-        require(not trained or label in trained, f"{where}: no training row has label {label!r}")
-    require(len(trained) != 1, f"{where}: all training rows up to here have the same label")
-    numbers = all(re.fullmatch(r"-?\d+", label) for label in spelled)
-    require(len(spelled) <= MANY or len(all_rows) >= 10 * len(spelled) and not numbers,
-            f"{where}: {len(spelled)} labels in the {len(all_rows):,} rows up to here: give classes "
-            "by name, with ten rows or more for each")
+        require(label == first,
+                f"{where}: the label {label!r} is spelled {first!r} elsewhere")
+        require(not re.search("[;|]", label),
+                f"{where}: the label {label!r} looks like several: give one per row")
+        require(not trained or label in trained,
+                f"{where}: no training row has label {label!r}")
+    require(len(trained) != 1,
+            f"{where}: all training rows up to here have the same label")
+
+    # many labels are classes if they are names, and there are enough rows of each
+    n, n_rows = len(spelled), len(all_rows)
+    named = not all(re.fullmatch(r"-?\d+", label) for label in spelled)
+    require(n <= 50 or named and n_rows >= 10 * n,
+            f"{where}: {n} labels in the {n_rows:,} rows up to here: give classes by "
+            "name, with ten rows or more for each")
 
 
-# ----------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # What a task asks
 
 class Task(NamedTuple):
@@ -129,10 +144,11 @@ class Task(NamedTuple):
     either_strand: bool     # whether both strands have the same answer
 
 
-# GUE's tasks by their folders, parent/folder: what is asked, a word per label, and whether both
-# strands have the same answer; {} is the folder. The words are the DNAHLM paper's. Those of the
-# splice sites are in the order of GUE's own ids (the bases at the sites show it), which the paper
-# mixed up; the virus variants are in the order of the DNABERT-2 paper.
+# GUE's tasks by their folders, parent/folder: what is asked, a word per label, and
+# whether both strands have the same answer; {} is the folder. The words are the DNAHLM
+# paper's. It mixed up those of the splice sites; here they are in the order of GUE's own
+# ids, as the bases at the sites show. The virus variants are in the order of the
+# DNABERT-2 paper.
 PROMOTER = ["Non-promoter", "promoter"]
 SPLICE = ["Acceptor Sites", "Donor Sites", "Non-Splice Sites"]
 FACTOR = ["Background Sequences", "Binding Sites"]
@@ -141,8 +157,10 @@ GUE = [
     (".*/prom_core_(all|notata|tata)", "core promoter detection", PROMOTER, False),
     (".*/prom_300_(all|notata|tata)", "promoter detection", PROMOTER, False),
     ("splice/reconstructed", "splice site detection", SPLICE, False),
-    ("mouse/[0-4]", "mouse transcription factor {} binding site detection", FACTOR, True),
-    ("tf/[0-4]", "human transcription factor {} binding site detection", FACTOR, True),
+    ("mouse/[0-4]", "mouse transcription factor {} binding site detection",
+     FACTOR, True),
+    ("tf/[0-4]", "human transcription factor {} binding site detection",
+     FACTOR, True),
     ("EMP/(H3|H3K14ac|H3K36me3|H3K4me[123]|H3K79me3|H3K9ac|H4|H4ac)",
      "{} histone mark detection", ["No Mark", "Mark"], True),
     ("virus/covid", "virus variant detection", VARIANTS, False),
@@ -150,10 +168,15 @@ GUE = [
 
 
 def describe(path, file, labels):
-    """-> the Task of a folder or table, by its task.json (`file`), by GUE's names of folders, or
-    else by its own name"""
+    """-> the Task of a folder or table: by its task.json (`file`), by GUE's names of
+    folders, or else by its own name"""
+    # its name; some folders need their parent's to be clear
     parent, leaf = os.path.abspath(path).split(os.sep)[-2:]
-    name = f"{parent}_{leaf}" if leaf.isdigit() or parent in ("EMP", "splice", "virus") else leaf
+    name = leaf
+    if leaf.isdigit() or parent in ("EMP", "splice", "virus"):
+        name = f"{parent}_{leaf}"
+
+    # what it asks
     as_is = {label: label for label in labels}
     if os.path.exists(file):
         asks, words, either_strand = read_description(file)
@@ -166,25 +189,27 @@ def describe(path, file, labels):
 
 
 def read_description(path):
-    """A task.json -> (what is asked, {label: word}, whether both strands have the same answer)"""
+    """A task.json -> (what is asked, {label: word}, whether both strands have the same
+    answer)"""
     task = read_json("".join(line for _, line in read_lines(path)), path)
     try:
         asks, words = task.pop("asks").strip(), task.pop("labels", {})
-        words = {clean_label(label.strip(), path): word.strip() for label, word in words.items()}
+        words = {clean_label(label.strip(), path): word.strip()
+                 for label, word in words.items()}
         either_strand = task.pop("either_strand", False)
         good = asks and len(set(words.values()) - {""}) == len(words) and not task \
             and isinstance(either_strand, bool)
     except (AttributeError, TypeError, KeyError):
         good = False
-    require(good, f'{path}: write {{"asks": "enhancer strength", "labels": {{"0": "weak", '
-            '"1": "strong"}, "either_strand": false}, with different words')
+    require(good, f'{path}: write {{"asks": "enhancer strength", "labels": {{"0": '
+            '"weak", "1": "strong"}, "either_strand": false}, with different words')
     return asks, words, either_strand
 
 
-# ----------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # From tables to examples
 
-# Wordings of an instruction. Training rows have any of them, scored rows the first, the paper's.
+# Training rows have any of these wordings, and scored rows the first, the paper's.
 WORDINGS = [
     "Determine {what} of following dna sequence, "
     "The result will be one of the following: {choices}.",
@@ -195,8 +220,8 @@ WORDINGS = [
 
 
 def make_examples(path, tables, seed):
-    """A task of find_tables() -> {file name: list of Alpaca examples}. The wordings of training
-    rows are drawn by `seed`."""
+    """A task of find_tables() -> {file name: list of Alpaca examples}. The wordings of
+    training rows are drawn by `seed`."""
     # the rows
     splits = {split: read_table(read_lines(tables[split]), tables[split])
               for split in ("all", "train", "dev", "test") if split in tables}
@@ -205,19 +230,13 @@ def make_examples(path, tables, seed):
     check_labels(splits)
 
     # what is asked
-    labels = {row.label: row.where for rows in splits.values() for row in rows}
+    all_rows = [row for rows in splits.values() for row in rows]
     file = f"{path}.task.json" if "all" in tables else f"{path}/task.json"
-    task = describe(path, file, sorted(labels))
-    for label, where in labels.items():
-        require(label in task.words, f"{where}: the label {label!r} is none of "
-                f"{', '.join(task.words)}: name all labels in {file}")
-    print(f"{task.name}: {task.asks}; "
-          + ", ".join(f"{label} = {word}" for label, word in task.words.items()) + "; "
-          + ", ".join(f"{len(rows):,} {split}" for split, rows in splits.items()))
-    labelled = {(row.sequence, row.label) for rows in splits.values() for row in rows}
-    n_labels = Counter(sequence for sequence, _ in labelled)
-    if n := sum(n > 1 for n in n_labels.values()):
-        print(f"{task.name}: {n:,} sequences have more than one label")
+    task = describe(path, file, sorted({row.label for row in all_rows}))
+    for row in all_rows:
+        require(row.label in task.words, f"{row.where}: the label {row.label!r} is none "
+                f"of {', '.join(task.words)}: name all labels in {file}")
+    print_task(task, splits)
 
     # the examples
     choices = list(task.words.values())
@@ -229,51 +248,71 @@ def make_examples(path, tables, seed):
     rng = np.random.default_rng((seed, zlib.crc32(task.name.encode())))
     files = {}
     for split, rows in splits.items():
-        drawn = rng.integers(len(WORDINGS), size=len(rows)) if split == "train" else [0] * len(rows)
+        drawn = np.zeros(len(rows), dtype=int)
+        if split == "train":
+            drawn = rng.integers(len(WORDINGS), size=len(rows))
         files[f"{task.name}.{split}.json"] = [
-            {"instruction": instructions[i], "input": row.sequence, "output": task.words[row.label]}
-            | same_in_all for i, row in zip(drawn, rows)]
+            {"instruction": instructions[i], "input": row.sequence,
+             "output": task.words[row.label], **same_in_all}
+            for i, row in zip(drawn, rows)]
     return files
 
 
-# ----------------------------------------------------------------------------------------------
+def print_task(task, splits):
+    words = ", ".join(f"{label} = {word}" for label, word in task.words.items())
+    sizes = ", ".join(f"{len(rows):,} {split}" for split, rows in splits.items())
+    print(f"{task.name}: {task.asks}; {words}; {sizes}")
+    labelled = {(row.sequence, row.label) for rows in splits.values() for row in rows}
+    n_labels = Counter(sequence for sequence, _ in labelled)
+    if n := sum(n > 1 for n in n_labels.values()):
+        print(f"{task.name}: {n:,} sequences have more than one label")
+
+
+# --------------------------------------------------------------------------------------
 # Training examples must not give scored ones away
 
 OVERLAP = 20        # bases; a shorter sequence occurs in others by chance
 
 
 def find_leaks(train, scored):
-    """Lists of Alpaca examples -> indices of the training examples that ask what a scored one asks:
-    the same text, or DNA that contains the scored DNA or lies inside it, on either strand"""
+    """Lists of Alpaca examples -> indices of the training examples that give a scored
+    one away: they ask the same, or their DNA contains its DNA or lies inside it, on
+    either strand"""
     def question(example):      # DNA too short to search for is compared as a whole
-        if not is_dna(example["input"]):
-            return example["instruction"], example["input"]
-        return example.get("task"), canonical(example["input"])
+        if is_dna(example["input"]):
+            return example.get("task"), canonical(example["input"])
+        return example["instruction"], example["input"]
 
-    def sequences(example):
-        return dna_runs(f"{example['instruction']}\n{example['input']}".upper(), OVERLAP)
+    def long_dna(examples):
+        texts = (f"{example['instruction']}\n{example['input']}" for example in examples)
+        return [(i, sequence) for i, text in enumerate(texts)
+                for sequence in dna_runs(text.upper(), OVERLAP)]
 
+    # the same question
     questions = {question(example) for example in scored}
-    same = {i for i, example in enumerate(train) if question(example) in questions}
-    owners = [(i, sequence) for i, example in enumerate(train) for sequence in sequences(example)]
-    overlaps = overlapping([sequence for _, sequence in owners],
-                           [sequence for example in scored for sequence in sequences(example)])
-    return same | {owners[k][0] for k in overlaps}
+    leaks = {i for i, example in enumerate(train) if question(example) in questions}
+
+    # DNA that overlaps
+    of_train, of_scored = long_dna(train), long_dna(scored)
+    found = overlapping([dna for _, dna in of_train], [dna for _, dna in of_scored])
+    return leaks | {of_train[k][0] for k in found}
 
 
 def overlapping(train, scored):
-    """Lists of DNA, each of 20 letters or more -> indices of the training sequences that contain a
-    scored one or lie inside one, on either strand"""
+    """Lists of DNA, each of 20 letters or more -> indices of the training sequences that
+    contain a scored one or lie inside one, on either strand"""
     scored = list({*scored, *map(reverse_complement, scored)})
-    return {i for i, _ in contained(train, scored)} | {j for _, j in contained(scored, train)}
+    return {i for i, _ in contained(train, scored)} \
+        | {j for _, j in contained(scored, train)}
 
 
 def contained(short, long):
     """Lists of DNA -> (i, j), ...: short[i] occurs in long[j]
 
-    Each short sequence has an anchor, the rarest of its pieces of 20 letters. The anchors are looked
-    up at each position of the long ones, and only where one is found are sequences compared. A
-    piece that all have, such as a primer, would make every pair a candidate.
+    Each short sequence has an anchor, the rarest of its pieces of 20 letters. The
+    anchors are looked up at each position of the long ones, and only where one is found
+    are sequences compared. A piece that all have, such as a primer, would make every
+    pair a candidate.
     """
     # the anchors
     count = Counter(piece for sequence in short for _, piece in pieces(sequence))
@@ -284,8 +323,9 @@ def contained(short, long):
 
     # where they are
     for j, text in enumerate(tqdm(long, desc="looking for overlaps", disable=None)):
-        starts = range(len(text) - OVERLAP + 1)
-        for start in [start for start in starts if text[start:start + OVERLAP] in anchors]:
+        starts = [start for start in range(len(text) - OVERLAP + 1)
+                  if text[start:start + OVERLAP] in anchors]
+        for start in starts:
             for i, at in anchors[text[start:start + OVERLAP]]:
                 if start >= at and text.startswith(short[i], start - at):
                     yield i, j
@@ -297,14 +337,7 @@ def pieces(sequence):
     return [(at, sequence[at:at + OVERLAP]) for at in (*range(0, last, OVERLAP), last)]
 
 
-def without_leaks(train, scored):
-    leaks = find_leaks(train, scored)
-    if leaks:
-        print(f"{len(leaks):,} of {len(train):,} rows overlap with eval_tasks: left out")
-    return [example for i, example in enumerate(train) if i not in leaks]
-
-
-# ----------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Instructions, read back for tuning and scoring
 
 def find_files(patterns):
@@ -319,11 +352,11 @@ def find_files(patterns):
 
 
 def read_examples(patterns):
-    """-> the examples of Alpaca files, each with its "task", by default the file's name"""
+    """-> the examples of Alpaca files, each with a "task", by default the file's name"""
     examples = []
     for path in find_files(patterns):
         require(os.path.isfile(path) and not stem(path, "csv|tsv"),
-                f"{path}: not an Alpaca file: run prepare.py --tasks={path}, which makes one")
+                f"{path}: no Alpaca file: prepare.py --tasks={path} makes one")
         task = os.path.basename(path).split(".")[0]
         examples += [{"task": task} | example for example in read_alpaca(path)]
     return examples
@@ -338,6 +371,6 @@ def by_task(examples):
 
 
 def other_strand(examples):
-    """-> the reverse complements of those examples that have the same answer on either strand"""
+    """-> the reverse complements of the examples whose answer is the same on either"""
     return [example | {"input": reverse_complement(example["input"])}
             for example in examples if example.get("either_strand")]

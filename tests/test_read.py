@@ -169,7 +169,7 @@ def test_clean_dna(text, dna):
     ("ACG..T", "'.' is no nucleotide: remove the gaps"),
     ("ACGT7ACGT", "'7' is no nucleotide: give DNA"),
     ("ACGT;", "';' is no nucleotide: give DNA"),
-    ("GTGGGG TGGGGA CCCCCC", "k-mers, of which some do not overlap"),
+    ("GTGGGG TGGGGA CCCCCC", "k-mers, but some of them do not overlap"),
 ])
 def test_clean_dna_refused(text, message):
     assert f"here: {message}" in refused(clean_dna, text, "here")
@@ -346,7 +346,7 @@ def test_alpaca_without_output(tmp_path, capsys):
     records = [GOOD, GOOD | {"output": ""}, GOOD | {"output": " \n"}, GOOD | {"output": None}]
     path = write(tmp_path / "x.json", json.dumps(records))
     assert read_alpaca(path) == [GOOD]
-    assert f"{path}: 3 of 4 examples have no output, and are left out" in capsys.readouterr().out
+    assert f"{path}: 3 of 4 examples have no output: left out" in capsys.readouterr().out
 
 
 def test_dna_of_examples_is_cleaned(tmp_path):
@@ -369,8 +369,8 @@ def test_what_is_not_read_is_counted(tmp_path, capsys):
         GOOD | {"system": "Be kind."}]))
     assert read_alpaca(path) == [GOOD] * 3
     assert capsys.readouterr().out.splitlines() == [
-        f"{path}: 2 of 3 examples have a system, which is left out",
-        f"{path}: 1 of 3 examples have a history, which is left out"]
+        f"{path}: 2 of 3 examples have a system: left out",
+        f"{path}: 1 of 3 examples have a history: left out"]
 
 
 @pytest.mark.parametrize("text,message", [

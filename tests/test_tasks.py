@@ -158,8 +158,8 @@ def test_names_of_splits(tmp_path, capsys):
         (tmp_path / name).write_text("x")
     assert find_tables(str(tmp_path)) == {f"{tmp_path}/a": {
         "train": f"{tmp_path}/a/train.csv", "dev": f"{tmp_path}/a/validation.csv"}}
-    assert capsys.readouterr().out.splitlines() == [
-        f"{tmp_path}/a/{name}: neither train, dev nor test: ignored" for name in ("all.tsv.gz", "extra.csv")]
+    assert capsys.readouterr().out == (f"{tmp_path}/a: ignored, because neither train, dev nor test: "
+                                       "all.tsv.gz, extra.csv\n")
 
 
 def test_find_tables(tmp_path):
@@ -222,7 +222,7 @@ def test_tables_are_for_prepare(tmp_path, name):
     os.makedirs(tmp_path / "x", exist_ok=True)
     if name != "x":
         (tmp_path / name).write_text("sequence,label\nACGTACGT,0\n")
-    with pytest.raises(ValueError, match=f"{name}: not an Alpaca file: run prepare.py --tasks="):
+    with pytest.raises(ValueError, match=f"{name}: no Alpaca file: prepare.py --tasks="):
         read_examples([str(tmp_path / name)])
 
 
