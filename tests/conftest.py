@@ -17,7 +17,7 @@ def toy(tmp_path_factory):
     """-> a folder with data/ (a toy world of few genes) and out/ (a model of a few steps)"""
     folder = tmp_path_factory.mktemp("toy")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(toy_world, "GENES", 150)
+        patch.setattr(toy_world, "GENES", 200)
         patch.setattr(toy_world, "TEST_GENES", 12)
         prose = toy_world.python_prose()[:1000]
         patch.setattr(toy_world, "python_prose", lambda: prose)
