@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 import os
+from collections import defaultdict
 
 import numpy as np
 import torch
@@ -22,15 +23,18 @@ import config
 from dna import toy
 from dna.tasks import alpaca_parts
 from instruct import encode_prompts, load_for_prompts
+from tools.plot import panels
 
-# An intron begins or ends before this base of the toy world's splice sites.
+ROWS = 300      # examples of a task, for the means
+
+# An intron begins or ends after this base of the toy world's splice sites.
 MIDDLE = 30
 
-# What dna/toy.py plants there: (first base, consensus)
+# What dna/toy.py plants there: the base that the motif begins on, and its letters
 MOTIFS = {
-    "Donor Sites": [(MIDDLE - 3, toy.MOTIFS["donor"]),
-                    (MIDDLE + 9, "G triplets, 0 to 5 bases on")],
-    "Acceptor Sites": [(MIDDLE - 14, toy.MOTIFS["acceptor"])],
+    "Donor Sites": [(MIDDLE - 2, toy.MOTIFS["donor"]),
+                    (MIDDLE + 10, ["G triplets, 0 to 5 bases on"])],
+    "Acceptor Sites": [(MIDDLE - 13, toy.MOTIFS["acceptor"])],
 }
 
 
@@ -38,36 +42,31 @@ MOTIFS = {
 def attention_weights(model, ids):
     """ids: list of T token ids -> (L, H, T, T): how much of each token's attention
     (third axis) goes to each of the tokens up to it (fourth axis)"""
+    T, H = len(ids), model.config.n_head
+    future = torch.ones(T, T, dtype=torch.bool).triu(1)
+    x = model.embed(torch.tensor([ids]), torch.arange(T)[None])             # (1, T, C)
     weights = []
-
-    def keep(module, inputs, output):
-        # the network does not return its weights, so compute them once more
-        T, H = len(ids), model.config.n_head
-        q, k, _ = output[0].view(T, 3, H, -1).transpose(0, 2).unbind(1)     # (H, T, D)
+    for block in model.transformer.h:
+        # a block does not return its weights, so compute them beside it
+        qkv = block.attn.c_attn(block.ln_1(x)).view(T, 3, H, -1)
+        q, k, _ = qkv.transpose(0, 2).unbind(1)                             # (H, T, D)
         scores = q @ k.transpose(1, 2) / math.sqrt(q.size(-1))              # (H, T, T)
-        future = torch.ones(T, T, dtype=torch.bool).triu(1)
         weights.append(scores.masked_fill(future, -math.inf).softmax(dim=-1))
-
-    hooks = [block.attn.c_attn.register_forward_hook(keep)
-             for block in model.transformer.h]
-    model(torch.tensor([ids]))
-    for hook in hooks:
-        hook.remove()
+        x = block(x)
     return torch.stack(weights)
 
 
 def encode_example(tok, example, block_size):
     """-> (ids of an example's prompt, (N,) the index of each base's token)"""
-    prompt = example["instruction"], example["input"]
-    (ids,), _ = encode_prompts(tok, [prompt], block_size)
+    instruction, input = example["instruction"], example["input"]
+    (ids,), _ = encode_prompts(tok, [(instruction, input)], block_size)
     ids = ids.tolist()
 
-    # read the bytes after the input's heading; a line break among them is not a base
-    before, _ = alpaca_parts(example["instruction"], has_input=True)
-    tokens = [j for j, i in enumerate(ids) for _ in tok.bytes_of[i]]
-    prompt, start = tok.decode_bytes(ids), len(before.encode())
-    bases = [tokens[at] for at in range(start, len(prompt)) if prompt[at] in b"ACGT"]
-    return ids, np.array(bases[:len(example["input"])])
+    # each byte and the index of its token, from the input on; a line break is no base
+    before, _ = alpaca_parts(instruction, has_input=True)
+    spelled = [(byte, j) for j, i in enumerate(ids) for byte in tok.bytes_of[i]]
+    tokens = [j for byte, j in spelled[len(before.encode()):] if byte in b"ACGT"]
+    return ids, np.array(tokens[:len(input)])
 
 
 def attention_on_bases(model, tok, example):
@@ -80,10 +79,9 @@ def attention_on_bases(model, tok, example):
 
 def mean_attention(model, tok, examples):
     """-> {label: (L, H, N), the mean over the examples with this label}"""
-    weights = {}
+    weights = defaultdict(list)
     for example in examples:
-        of_label = weights.setdefault(example["output"], [])
-        of_label.append(attention_on_bases(model, tok, example))
+        weights[example["output"]].append(attention_on_bases(model, tok, example))
     return {label: np.mean(weights[label], axis=0) for label in sorted(weights)}
 
 
@@ -99,30 +97,25 @@ def report(means):
 
 def draw(means, path):
     """A heat map per label: heads in rows, bases in columns"""
-    import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(len(means), 1, figsize=(10, 8.4), layout="constrained")
-    for axis, (label, weights) in zip(axes, means.items()):
+    figure, axes = panels(len(means), 1, 10, 2.8)
+    for axis, (label, weights) in zip(axes[:, 0], means.items()):
         L, H, N = weights.shape
+        heads = [f"{layer}.{head}" for layer, head in np.ndindex(L, H)]
         image = axis.imshow(weights.reshape(L * H, N), aspect="auto", cmap="cividis",
-                            vmin=0, vmax=0.12, extent=(0, N, L * H, 0))
-        heads = [f"{i}.{j}" for i, j in np.ndindex(L, H)]
-        bases = [1, *range(10, N + 1, 10)]
-        axis.set_title(label, loc="left", fontweight="bold", pad=20)
-        axis.set_yticks(np.arange(L * H) + 0.5, heads, fontsize=7)
-        axis.set_xticks([base - 0.5 for base in bases], bases)
-        axis.axvline(MIDDLE, color="white", linewidth=1, linestyle=":")
-        axis.hlines(np.arange(H, L * H, H), 0, N, color="white", linewidth=1)
+                            vmin=0, vmax=0.12, extent=(0.5, N + 0.5, L * H - 0.5, -0.5))
+        axis.set_title(label, loc="left", pad=20)
+        axis.set_yticks(range(L * H), heads, fontsize=7)
+        axis.axvline(MIDDLE + 0.5, color="white", linewidth=1, linestyle=":")
 
         # the planted motifs, a letter above each base
-        for first, motif in MOTIFS.get(label, []):
-            letters = [motif] if " " in motif else motif
+        for first, letters in MOTIFS.get(label, []):
             for i, letter in enumerate(letters, start=first):
-                axis.text(i + 0.1, -0.3, letter, fontsize=9, family="monospace")
-    axes[-1].set_xlabel("base of the input (dotted: the line break in the prompt)")
-    axes[len(axes) // 2].set_ylabel("layer.head")
+                axis.text(i - 0.4, -0.8, letter, family="monospace")
+    axes[-1, 0].set_xlabel("base of the input (dotted: the line break in the prompt)")
+    figure.supylabel("layer.head")
     figure.colorbar(image, ax=axes, extend="max", shrink=0.6,
                     label="attention of the answer, mean over the test rows")
-    figure.savefig(path, dpi=100)
+    figure.savefig(path)
 
 
 def main(argv):
@@ -132,13 +125,12 @@ def main(argv):
                         help="a model folder")
     parser.add_argument("--task", type=path, default="data/toy/tasks/splice.test.json",
                         help="a file of examples")
-    parser.add_argument("--rows", type=int, default=300, help="how many of them")
     parser.add_argument("--png", type=path, metavar="FILE", help="draw it")
     args = parser.parse_args(argv)
 
     model, tok, _ = load_for_prompts(args.out_dir)
     with open(args.task, encoding="utf-8") as f:
-        means = mean_attention(model.eval(), tok, json.load(f)[:args.rows])
+        means = mean_attention(model.eval(), tok, json.load(f)[:ROWS])
     print(*report(means), sep="\n")
     if args.png:
         draw(means, args.png)

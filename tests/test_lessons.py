@@ -89,10 +89,10 @@ def test_attention(toy, tmp_path, capsys):
     assert len(tokens) == 40
     assert 0 < attention.attention_on_bases(model, tok, example).sum(axis=2).max() <= 1
 
-    attention.main([f"--out_dir={toy}/out", f"--task={toy}/data/tasks/splice.test.json", "--rows=6"])
+    attention.main([f"--out_dir={toy}/out", f"--task={toy}/data/tasks/splice.test.json"])
     assert len(capsys.readouterr().out.splitlines()) == 1 + 3 * 4
     pytest.importorskip("matplotlib")
-    attention.main([f"--out_dir={toy}/out", f"--task={toy}/data/tasks/splice.test.json", "--rows=6",
+    attention.main([f"--out_dir={toy}/out", f"--task={toy}/data/tasks/splice.test.json",
                     f"--png={tmp_path}/a.png"])
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
