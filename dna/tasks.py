@@ -108,32 +108,6 @@ def hold_out(rows, path, seed):
             "dev": [rows[i] for i in sorted(order[:len(rows) // 10])]}
 
 
-def check_labels(splits):
-    """The labels of {split: rows} must be classes: each spelled in one way, one per row,
-    none of them only in scored rows, and no measured numbers."""
-    trained = {row.label for row in splits.get("train", ())}
-    all_rows = [row for rows in splits.values() for row in rows]
-    spelled = {}
-    for _, _, label, where in all_rows:
-        same = re.sub(r"(?<=[a-z])[\s_-]+(?=[a-z])", "", label.casefold())
-        first = spelled.setdefault(same, label)
-        require(label == first,
-                f"{where}: the label {label!r} is spelled {first!r} elsewhere")
-        require(not re.search("[;|]", label),
-                f"{where}: the label {label!r} looks like several: give one per row")
-        require(not trained or label in trained,
-                f"{where}: no training row has label {label!r}")
-    require(len(trained) != 1,
-            f"{where}: all training rows up to here have the same label")
-
-    # many labels are classes if they are names, and there are enough rows of each
-    n, n_rows = len(spelled), len(all_rows)
-    named = not all(re.fullmatch(r"-?\d+", label) for label in spelled)
-    require(n <= 50 or named and n_rows >= 10 * n,
-            f"{where}: {n} labels in the {n_rows:,} rows up to here: give classes by "
-            "name, with ten rows or more for each")
-
-
 # --------------------------------------------------------------------------------------
 # What a task asks
 
@@ -227,15 +201,12 @@ def make_examples(path, tables, seed):
               for split in ("all", "train", "dev", "test") if split in tables}
     if "all" in splits:
         splits = hold_out(splits["all"], path, seed)
-    check_labels(splits)
 
     # what is asked
-    all_rows = [row for rows in splits.values() for row in rows]
     file = f"{path}.task.json" if "all" in tables else f"{path}/task.json"
-    task = describe(path, file, sorted({row.label for row in all_rows}))
-    for row in all_rows:
-        require(row.label in task.words, f"{row.where}: the label {row.label!r} is none "
-                f"of {', '.join(task.words)}: name all labels in {file}")
+    labels = {row.label for rows in splits.values() for row in rows}
+    task = describe(path, file, sorted(labels))
+    check_labels(splits, task, file)
     print_task(task, splits)
 
     # the examples
@@ -256,6 +227,35 @@ def make_examples(path, tables, seed):
              "output": task.words[row.label], **same_in_all}
             for i, row in zip(drawn, rows)]
     return files
+
+
+def check_labels(splits, task, file):
+    """The labels of {split: rows} must be classes: each spelled in one way, one per row,
+    with a word in task.json (`file`), none of them only in scored rows, and no measured
+    numbers."""
+    trained = {row.label for row in splits.get("train", ())}
+    all_rows = [row for rows in splits.values() for row in rows]
+    spelled = {}
+    for _, _, label, where in all_rows:
+        same = re.sub(r"(?<=[a-z])[\s_-]+(?=[a-z])", "", label.casefold())
+        first = spelled.setdefault(same, label)
+        require(label == first,
+                f"{where}: the label {label!r} is spelled {first!r} elsewhere")
+        require(not re.search("[;|]", label),
+                f"{where}: the label {label!r} looks like several: give one per row")
+        require(not trained or label in trained,
+                f"{where}: no training row has label {label!r}")
+        require(label in task.words, f"{where}: the label {label!r} is none of "
+                f"{', '.join(task.words)}: name all labels in {file}")
+    require(len(trained) != 1,
+            f"{where}: all training rows up to here have the same label")
+
+    # many labels are classes if they are names, and there are enough rows of each
+    n, n_rows = len(spelled), len(all_rows)
+    named = not all(re.fullmatch(r"-?\d+", word) for word in task.words.values())
+    require(n <= 50 or named and n_rows >= 10 * n,
+            f"{where}: {n} labels in the {n_rows:,} rows up to here: give classes by "
+            "name, with ten rows or more for each")
 
 
 def print_task(task, splits):
@@ -371,6 +371,6 @@ def by_task(examples):
 
 
 def other_strand(examples):
-    """-> the reverse complements of the examples whose answer is the same on either"""
+    """-> the reverse complements of the examples that say either_strand"""
     return [example | {"input": reverse_complement(example["input"])}
             for example in examples if example.get("either_strand")]

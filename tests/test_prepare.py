@@ -492,6 +492,17 @@ def test_next_after_tasks(tmp_path, capsys, monkeypatch):
             "--out_dir=out/mine", *more])
 
 
+def test_next_in_a_folder_with_special_characters(tmp_path, capsys, monkeypatch):
+    """The patterns are quoted for the shell, and brackets in the folder's name are no pattern."""
+    monkeypatch.chdir(tmp_path)
+    x = table(tmp_path / "x", {"train": some_rows(30), "dev": some_rows(4, 1)})
+    prepare.main([f"--tasks={x}", "--data_dir=data/a [b]"])
+    _, words = last_line(capsys)
+    for key, name in (("tasks", "x.train.json"), ("eval_tasks", "x.dev.json")):
+        pattern, = [word.partition("=")[2] for word in words if word.startswith(f"--{key}=")]
+        assert tasks.find_files([pattern]) == [f"data/a [b]/tasks/{name}"]
+
+
 def test_next_after_the_toy_world(tmp_path, capsys, monkeypatch, toy):
     """It is the next script's default, if it is where the next script looks for it."""
     monkeypatch.chdir(tmp_path)

@@ -8,7 +8,7 @@ import pytest
 
 from conftest import random_dna, record
 from dna.read import TableRow, reverse_complement
-from dna.tasks import (alpaca_prompt, check_labels, find_files, find_leaks, find_tables,
+from dna.tasks import (Task, alpaca_prompt, check_labels, find_files, find_leaks, find_tables,
                        fold, is_scored, overlapping, read_description, read_examples)
 
 # -- the prompt
@@ -121,10 +121,12 @@ def test_what_is_scored():
 
 # -- tables and their labels
 
-def check(splits):
+def check(splits, words=None):
     """{split: labels} -> check_labels() of rows that have them"""
-    check_labels({split: [TableRow("", "ACGT", label, f"{split} {i}") for i, label in enumerate(labels)]
-                  for split, labels in splits.items() if labels})
+    words = words or {label: label for labels in splits.values() for label in labels}
+    rows = {split: [TableRow("", "ACGT", label, f"{split} {i}") for i, label in enumerate(labels)]
+            for split, labels in splits.items() if labels}
+    check_labels(rows, Task("x", "x", words, False), "task.json")
 
 
 @pytest.mark.parametrize("labels", [["+", "-"], ["-1", "1"], ["1-2", "12"], ["A+", "A-"], ["none", "weak"],
@@ -132,6 +134,13 @@ def check(splits):
                                     [f"class {i}" for i in range(60)] * 30])
 def test_labels(labels):
     check({"train": labels})
+
+
+def test_sixty_numbers_that_task_json_names():
+    labels = list(map(str, range(60)))
+    check({"train": labels * 30}, {label: f"family {label}" for label in labels})
+    with pytest.raises(ValueError, match="the label '59' is none of 0, 1.*: name all labels in task.json"):
+        check({"train": labels * 30}, {label: f"family {label}" for label in labels[:-1]})
 
 
 @pytest.mark.parametrize("train,dev,message", [
