@@ -356,7 +356,7 @@ def read_examples(patterns):
     examples = []
     for path in find_files(patterns):
         require(os.path.isfile(path) and not stem(path, "csv|tsv"),
-                f"{path}: no Alpaca file: prepare.py --tasks={path} makes one")
+                f"{path}: no Alpaca file: prepare.py --tasks makes them of tables")
         task = os.path.basename(path).split(".")[0]
         examples += [{"task": task} | example for example in read_alpaca(path)]
     return examples

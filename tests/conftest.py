@@ -80,5 +80,5 @@ def some_rows(n, seed=0):
     return [(random_dna(50, (seed, i).__hash__()), i % 2) for i in range(n)]
 
 
-def record(instruction, input="", output="yes", **more):
+def example(instruction, input="", output="yes", **more):
     return {"instruction": instruction, "input": input, "output": output} | more

@@ -10,7 +10,7 @@ import pytest
 
 import prepare
 from bpe import Tokenizer, to_json
-from conftest import fasta, listing, merge, random_dna, record, some_rows, table, write
+from conftest import example, fasta, listing, merge, random_dna, some_rows, table, write
 from dna import tasks
 from dna.read import read_alpaca, reverse_complement
 from prepare import PrepareConfig, documents, reservoir_sample
@@ -227,7 +227,7 @@ def test_wordings(tmp_path):
     rows = some_rows(200)
     path = table(tmp_path / "prom_300_all", {"train": rows[:100], "dev": rows[100:]})
     files = read_tasks(path, seed=3)
-    asked = {name: Counter(r["instruction"] for r in records) for name, records in files.items()}
+    asked = {name: Counter(r["instruction"] for r in examples) for name, examples in files.items()}
     train, dev = asked["prom_300_all.train.json"], asked["prom_300_all.dev.json"]
     assert len(train) == len(tasks.WORDINGS) == 4 and min(train.values()) > 10
     paper = ("Determine promoter detection of following dna sequence, The result will be one of the "
@@ -256,13 +256,13 @@ def test_wordings(tmp_path):
 ])
 def test_task_names(tmp_path, folder, name, what, words, either_strand):
     path = table(tmp_path / folder, {"train": some_rows(10)})
-    (file, records), = read_tasks(path).items()
+    (file, examples), = read_tasks(path).items()
     assert file == f"{name}.train.json"
-    assert records[0]["task"] == name and records[0]["choices"] == words
-    assert [r["output"] for r in records] == words[:2] * 5
+    assert examples[0]["task"] == name and examples[0]["choices"] == words
+    assert [r["output"] for r in examples] == words[:2] * 5
     assert all(any(r["instruction"] == t.format(what=what, choices=", ".join(words))
-                   for t in tasks.WORDINGS) for r in records)
-    assert all(r.get("either_strand", False) == either_strand for r in records)
+                   for t in tasks.WORDINGS) for r in examples)
+    assert all(r.get("either_strand", False) == either_strand for r in examples)
 
 
 def test_task_json_names_the_task(tmp_path):
@@ -276,10 +276,10 @@ def test_task_json_names_the_task(tmp_path):
     write(tmp_path / "enhancers/task.json", "not this one")
     files = read_tasks(folder, single)
     assert sorted(files) == ["enhancers.dev.json", "enhancers.train.json", "tf_3.train.json"]
-    for records in files.values():
-        assert records[0]["choices"] == ["weak", "strong", "super"] and records[0]["either_strand"]
-        assert {r["output"] for r in records} == {"weak", "strong"}
-        assert all("enhancer strength" in r["instruction"] for r in records)
+    for examples in files.values():
+        assert examples[0]["choices"] == ["weak", "strong", "super"] and examples[0]["either_strand"]
+        assert {r["output"] for r in examples} == {"weak", "strong"}
+        assert all("enhancer strength" in r["instruction"] for r in examples)
     write(tmp_path / "tf/3/task.json", '{"asks": "strength", "labels": {"0": "weak"}}')
     with pytest.raises(ValueError, match=r"train.csv: line \d+: the label '1' is none of 0: name all "
                                          "labels in .*tf/3/task.json"):
@@ -298,10 +298,10 @@ def test_one_table_is_split(tmp_path):
     path = write(tmp_path / "enhancers.tsv", "id\tsequence\tlabel\n" + "".join(
         f"{i}\t{random_dna(40, i)}\t{'strong' if i % 2 else 'weak'}\n" for i in range(100)))
     files = read_tasks(path)
-    assert {name: len(records) for name, records in files.items()} == {
+    assert {name: len(examples) for name, examples in files.items()} == {
         "enhancers.train.json": 90, "enhancers.dev.json": 10}
     assert files["enhancers.train.json"][0]["task"] == "enhancers"
-    assert len({r["input"] for records in files.values() for r in records}) == 100
+    assert len({r["input"] for examples in files.values() for r in examples}) == 100
     few = write(tmp_path / "few.csv", "sequence,label\n" + "ACGT,0\nACGA,1\n" * 9)
     with pytest.raises(ValueError, match="18 rows are too few"):
         read_tasks(few)
@@ -371,8 +371,8 @@ def test_alpaca_files_are_searched_too(tmp_path, capsys):
     a, b, c = (random_dna(60, seed) for seed in range(3))
     x = table(tmp_path / "x", {"test": [(a, 0), (c, 1)]})
     mine = write(tmp_path / "mine.jsonl", "".join(
-        json.dumps(record("Is it a gene?", s)) + "\n" for s in (a.lower(), b, "Hello")))
-    chat = write(tmp_path / "chat.test.json", json.dumps([record("Is it a gene?", "Hello")]))
+        json.dumps(example("Is it a gene?", s)) + "\n" for s in (a.lower(), b, "Hello")))
+    chat = write(tmp_path / "chat.test.json", json.dumps([example("Is it a gene?", "Hello")]))
     files = read_tasks(mine, x, chat)
     assert [r["input"] for r in files["mine.json"]] == [b]
     assert "mine.json: 2 of 3 rows overlap with a scored row: left out" in capsys.readouterr().out
@@ -479,7 +479,7 @@ def test_next_after_tasks(tmp_path, capsys, monkeypatch):
     x = table(tmp_path / "x", {"train": some_rows(30), "dev": some_rows(4, 1), "test": some_rows(4, 2)})
     y = table(tmp_path / "y", {"train": some_rows(30, 3)})
     z = table(tmp_path / "z", {"test": some_rows(10, 4)})
-    chat = write(tmp_path / "chat.json", json.dumps([record("Say yes.")]))
+    chat = write(tmp_path / "chat.json", json.dumps([example("Say yes.")]))
     tasks = "data/mine/tasks"
     for paths, tune, score, more in [
             ([x, y], f"{tasks}/*.train.json", f"{tasks}/*.dev.json", []),

@@ -328,9 +328,9 @@ def test_alpaca(tmp_path, text):
 
 
 def test_alpaca_lines_end_at_line_ends_only(tmp_path):
-    record = GOOD | {"output": "a\u2028b\x85c"}
-    path = write(tmp_path / "x.jsonl", (json.dumps(record, ensure_ascii=False) + "\n") * 2)
-    assert read_alpaca(path) == [record, record]
+    example = GOOD | {"output": "a\u2028b\x85c"}
+    path = write(tmp_path / "x.jsonl", (json.dumps(example, ensure_ascii=False) + "\n") * 2)
+    assert read_alpaca(path) == [example, example]
 
 
 def test_alpaca_numbers(tmp_path):
@@ -343,15 +343,15 @@ def test_alpaca_numbers(tmp_path):
 
 
 def test_alpaca_without_output(tmp_path, capsys):
-    records = [GOOD, GOOD | {"output": ""}, GOOD | {"output": " \n"}, GOOD | {"output": None}]
-    path = write(tmp_path / "x.json", json.dumps(records))
+    examples = [GOOD, GOOD | {"output": ""}, GOOD | {"output": " \n"}, GOOD | {"output": None}]
+    path = write(tmp_path / "x.json", json.dumps(examples))
     assert read_alpaca(path) == [GOOD]
     assert f"{path}: 3 of 4 examples have no output: left out" in capsys.readouterr().out
 
 
 def test_dna_of_examples_is_cleaned(tmp_path):
-    records = [GOOD | {"input": text} for text in ("acgtacgtac", "ACGUACGUACG\nUACG", "A cat sat.")]
-    assert [r["input"] for r in read_alpaca(write(tmp_path / "x.json", json.dumps(records)))] == [
+    examples = [GOOD | {"input": text} for text in ("acgtacgtac", "ACGUACGUACG\nUACG", "A cat sat.")]
+    assert [r["input"] for r in read_alpaca(write(tmp_path / "x.json", json.dumps(examples)))] == [
         "ACGTACGTAC", "ACGTACGTACGTACG", "A cat sat."]
 
 

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from conftest import random_dna, record
+from conftest import example, random_dna
 from dna.read import TableRow, reverse_complement
 from dna.tasks import (Task, alpaca_prompt, check_labels, find_files, find_leaks, find_tables,
                        fold, is_scored, overlapping, read_description, read_examples)
@@ -89,23 +89,23 @@ def test_overlapping_takes_time_that_grows_with_the_rows():
 
 def test_leaks_of_examples():
     a, b, c = (random_dna(60, seed) for seed in range(3))
-    scored = [record("Is it?", a), record("Count to 3."), record("Which?", "ACGTAC", task="x"),
-              record("What is he?", "A tall man.", task="talk"), record("Hello", task="talk")]
+    scored = [example("Is it?", a), example("Count to 3."), example("Which?", "ACGTAC", task="x"),
+              example("What is he?", "A tall man.", task="talk"), example("Hello", task="talk")]
     train = {
-        "the same DNA": (record("Is this?", a), True),
-        "on the other strand": (record("Is it?", reverse_complement(a)), True),
-        "inside": (record("Is it?", a[5:40]), True),
-        "around": (record("Is it?", b + a + c), True),
-        "as a few-shot example": (record("Is it?", f"{a}: yes\n{b}: no\n{c}"), True),
-        "in the instruction": (record(f"Is {a.lower()} a gene?"), True),
-        "other DNA": (record("Is it?", b), False),
-        "the same question": (record("Count to 3.", output="1 2 3"), True),
-        "another question": (record("Count to 4."), False),
-        "the same question, another input": (record("Is it?", "A tall man."), False),
-        "short DNA in another prompt": (record("What?", "ACGTAC", task="x"), True),
-        "short DNA of another task": (record("What?", "ACGTAC", task="y"), False),
-        "the same text, another question": (record("Who?", "A tall man.", task="talk"), False),
-        "no input": (record("Good bye", task="talk"), False)}
+        "the same DNA": (example("Is this?", a), True),
+        "on the other strand": (example("Is it?", reverse_complement(a)), True),
+        "inside": (example("Is it?", a[5:40]), True),
+        "around": (example("Is it?", b + a + c), True),
+        "as a few-shot example": (example("Is it?", f"{a}: yes\n{b}: no\n{c}"), True),
+        "in the instruction": (example(f"Is {a.lower()} a gene?"), True),
+        "other DNA": (example("Is it?", b), False),
+        "the same question": (example("Count to 3.", output="1 2 3"), True),
+        "another question": (example("Count to 4."), False),
+        "the same question, another input": (example("Is it?", "A tall man."), False),
+        "short DNA in another prompt": (example("What?", "ACGTAC", task="x"), True),
+        "short DNA of another task": (example("What?", "ACGTAC", task="y"), False),
+        "the same text, another question": (example("Who?", "A tall man.", task="talk"), False),
+        "no input": (example("Good bye", task="talk"), False)}
     found = find_leaks([r for r, _ in train.values()], scored)
     assert [name for i, name in enumerate(train) if i in found] == \
         [name for name, (_, leaks) in train.items() if leaks]
@@ -222,8 +222,8 @@ GOOD = {"instruction": "Say it.", "output": "It."}
 def test_task_names(tmp_path):
     (tmp_path / "x.train.json").write_text(json.dumps([GOOD | {"task": "own"}, GOOD]))
     (tmp_path / "plain.jsonl").write_text(json.dumps(GOOD))
-    records = read_examples([str(tmp_path / "*.json"), str(tmp_path / "plain.jsonl")])
-    assert [r["task"] for r in records] == ["own", "x", "plain"]
+    examples = read_examples([str(tmp_path / "*.json"), str(tmp_path / "plain.jsonl")])
+    assert [e["task"] for e in examples] == ["own", "x", "plain"]
 
 
 @pytest.mark.parametrize("name", ["x", "x/train.csv", "x/train.csv.gz", "x/dev.tsv"])
@@ -231,7 +231,7 @@ def test_tables_are_for_prepare(tmp_path, name):
     os.makedirs(tmp_path / "x", exist_ok=True)
     if name != "x":
         (tmp_path / name).write_text("sequence,label\nACGTACGT,0\n")
-    with pytest.raises(ValueError, match=f"{name}: no Alpaca file: prepare.py --tasks="):
+    with pytest.raises(ValueError, match=f"{name}: no Alpaca file: prepare.py --tasks makes"):
         read_examples([str(tmp_path / name)])
 
 
