@@ -5,8 +5,8 @@ ENV = .venv/bin/python
 toy: .venv/ready
 	$(ENV) prepare.py
 	$(ENV) -m tools.kmers data/toy/tasks
-	$(ENV) train.py
-	$(ENV) instruct.py
+	$(ENV) train.py --overwrite
+	$(ENV) instruct.py --overwrite
 	$(ENV) sample.py
 
 test: .venv/ready

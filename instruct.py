@@ -36,7 +36,7 @@ from dna.read import is_dna
 from dna.tasks import (alpaca_parts, alpaca_prompt, by_task, find_files, find_leaks, fold,
                        other_strand, read_examples)
 from model import common_prefix, load_checkpoint
-from train import RunConfig, fit, load_model, open_out_dir, resume_from
+from train import RunConfig, check_no_run, fit, load_model, open_out_dir, resume_from
 
 
 @dataclass
@@ -425,8 +425,8 @@ def tune(model, tok, examples, max_len, cfg, machine, extra):
     if cfg.resume:
         model, resumed = resume_from(cfg, machine, extra)
         check_prompt(resumed, cfg.out_dir)
-    open_out_dir(cfg, machine, os.path.join(cfg.init_from, "tokenizer.json"))
-    fit(model, cfg, machine, batches, evaluate, extra, resumed)
+    with open_out_dir(cfg, machine, os.path.join(cfg.init_from, "tokenizer.json")):
+        fit(model, cfg, machine, batches, evaluate, extra, resumed)
     machine.barrier()
     return load_checkpoint(os.path.join(cfg.out_dir, "best.pt"), machine.device)[0]
 
@@ -455,6 +455,8 @@ def check_out_dir(cfg):
     require(same or cfg.epochs or not os.path.exists(os.path.join(cfg.out_dir, "best.pt")),
             f"out_dir={cfg.out_dir} holds another model than init_from={cfg.init_from}, and its "
             "scores.json would be overwritten: give another out_dir")
+    if cfg.epochs:
+        check_no_run(cfg)
 
 
 def main(argv):

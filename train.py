@@ -52,6 +52,7 @@ class RunConfig:
     dtype: str = "auto"             # of matrix products: auto, float32, bfloat16
     seed: int = 1337                # of the weights, the data order and dropout
     resume: bool = False            # continue from last.pt in out_dir
+    overwrite: bool = False         # delete the run that out_dir holds, and start anew
 
 
 @dataclass
@@ -320,9 +321,8 @@ def fit(model, cfg, machine, batches, evaluate, extra, resumed=None,
             is_last = step == cfg.max_steps
             evaluating = step % cfg.eval_interval == 0 or is_last
             logging = step % cfg.log_interval == 0 or evaluating
-            # several processes stop together, at a step where they communicate anyway
-            stopping = not is_last and (logging or machine.world == 1) \
-                and machine.sum(len(signals))[0] > 0
+            # several processes stop together
+            stopping = not is_last and machine.sum(len(signals))[0] > 0
             log.step(step, micro_batches, loss, norm, lr, logging, stopping)
             if evaluating:
                 val_loss = log.evaluate(step, evaluate)
@@ -357,13 +357,19 @@ def count_targets(batch):
 
 
 def forward_backward(ddp_model, micro_batches, machine):
-    """Compute the gradients of a step, one micro-batch at a time -> the loss"""
+    """Compute the gradients of a step, one micro-batch at a time -> the loss, of which
+    the mean over processes is the mean over the step's targets"""
+    # the loss of a micro-batch is a mean over its targets, and weighs by its share of
+    # the step's targets: so several micro-batches are one large one, whatever each holds
+    counts = [count_targets(batch) for batch in micro_batches]
+    targets_per_process = machine.sum(sum(counts))[0] / machine.world
     loss = 0.0
-    for i, batch in enumerate(micro_batches):
+    for i, (batch, count) in enumerate(zip(micro_batches, counts)):
         # DDP averages gradients over processes after the last micro-batch only
         ddp_model.require_backward_grad_sync = i == len(micro_batches) - 1
         with machine.autocast():
-            part = ddp_model(*machine.to_device(batch))[1] / len(micro_batches)
+            mean = ddp_model(*machine.to_device(batch))[1]
+        part = mean / (targets_per_process / count)
         part.backward()
         loss += part.detach()
     return loss
@@ -465,9 +471,11 @@ class RunLog:
                 save_checkpoint(temporary, self.model, tokens=self.tokens,
                                 config=asdict(self.cfg), **self.extra, **state)
         except OSError as e:
-            raise OSError(f"{path}: cannot be written, is the disk full? ({e}) "
-                          "The one before it is intact: free some space and continue "
-                          "with --resume") from None
+            hint = "start again"
+            if os.path.exists(os.path.join(self.cfg.out_dir, "last.pt")):
+                hint = "continue with --resume from the one before it, which is intact"
+            raise OSError(f"{path}: cannot be written, is the disk full? ({e}) Free "
+                          f"some space and {hint}") from None
 
 
 def trim_log(path, step):
@@ -496,33 +504,43 @@ def new_model(cfg, tok, machine, vocab_size=0):
     return model.to(machine.device)
 
 
+def check_no_run(cfg):
+    """Find out before long work whether a run can be written to out_dir: ValueError if
+    it holds one already, OSError if the system refuses it."""
+    last, best = (os.path.join(cfg.out_dir, name) for name in ("last.pt", "best.pt"))
+    require(not (cfg.resume and cfg.overwrite), "--resume, --overwrite: give only one")
+    holds_run = os.path.exists(last) or os.path.exists(best)
+    require(not holds_run or cfg.resume or cfg.overwrite,
+            f"{cfg.out_dir} holds a run already: "
+            f"{'--resume continues it, ' if os.path.exists(last) else ''}another "
+            "--out_dir keeps it, --overwrite deletes it")
+    config.check_output(last)
+
+
+@contextlib.contextmanager
 def open_out_dir(cfg, machine, tokenizer):
-    """Make out_dir a complete model folder: config and tokenizer beside the checkpoints
-    to come. ValueError rather than overwriting an unfinished run."""
-    path = os.path.join(cfg.out_dir, "last.pt")
-    if os.path.exists(path) and not cfg.resume:
-        state = load_checkpoint(path)[1]
-        require(state["step"] >= state["config"]["max_steps"],
-                f"{cfg.out_dir} holds a run at step {state['step']} of "
-                f"{state['config']['max_steps']}: continue with --resume, or give "
-                "another out_dir, or delete this one")
-    machine.barrier()           # all have looked, before one changes it
-    if machine.is_main:
-        os.makedirs(cfg.out_dir, exist_ok=True)
-        # of a finished run
-        for name in ("last.pt", "best.pt") if not cfg.resume else ():
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(os.path.join(cfg.out_dir, name))
-        config.write_json(os.path.join(cfg.out_dir, "config.json"), asdict(cfg))
-        target = os.path.join(cfg.out_dir, "tokenizer.json")
-        with config.replacing(target) as temporary:
-            shutil.copyfile(tokenizer, temporary)
+    """Within, out_dir belongs to this run alone. It is made a complete model folder,
+    with config and tokenizer beside the checkpoints to come."""
+    os.makedirs(cfg.out_dir, exist_ok=True)
+    with config.locked(cfg.out_dir) if machine.is_main else contextlib.nullcontext():
+        if machine.is_main:
+            # once more: another run may have been here since the first time
+            check_no_run(cfg)
+            for name in ("last.pt", "best.pt", "scores.json") if cfg.overwrite else ():
+                with contextlib.suppress(FileNotFoundError):
+                    os.remove(os.path.join(cfg.out_dir, name))
+            config.write_json(os.path.join(cfg.out_dir, "config.json"), asdict(cfg))
+            target = os.path.join(cfg.out_dir, "tokenizer.json")
+            with config.replacing(target) as temporary:
+                shutil.copyfile(tokenizer, temporary)
+        machine.barrier()
+        yield
 
 
 # A resumed run may differ from its beginning in these keys. Any other would make it
 # another run. (More max_steps also stretch the schedule of the learning rate.)
 MAY_CHANGE = ("max_steps epochs eval_interval log_interval device dtype compile resume "
-              "out_dir data_dir init_from tasks eval_tasks").split()
+              "overwrite out_dir data_dir init_from tasks eval_tasks").split()
 
 
 def resume_from(cfg, machine, extra):
@@ -608,6 +626,7 @@ def command_after(cfg, argv):
 def main(argv):
     # data and machine
     cfg = config.from_command_line(TrainConfig, "train", argv)
+    check_no_run(cfg)
     meta, tok = read_data(cfg.data_dir)
     train_ids = open_bin(cfg.data_dir, "train.bin", meta)
     windows = Windows(train_ids, cfg.block_size, cfg.seed)
@@ -622,7 +641,6 @@ def main(argv):
         model, resumed = resume_from(cfg, machine, extra)
     else:
         model, resumed = new_model(cfg, tok, machine), None
-    open_out_dir(cfg, machine, os.path.join(cfg.data_dir, "tokenizer.json"))
 
     # train
     def batches(step):
@@ -632,11 +650,15 @@ def main(argv):
         return evaluate_bins(model, bins, meta, cfg, machine, tok.eot)
 
     tokens_per_step = cfg.batch_size * cfg.gradient_accumulation_steps * cfg.block_size
-    fit(model, cfg, machine, batches, evaluate, extra, resumed,
-        tokens_per_step * model.flops_per_token(cfg.block_size))
+    flops_per_step = tokens_per_step * model.flops_per_token(cfg.block_size)
+    wrote = ""
+    if not resumed or resumed["step"] < cfg.max_steps:
+        with open_out_dir(cfg, machine, os.path.join(cfg.data_dir, "tokenizer.json")):
+            fit(model, cfg, machine, batches, evaluate, extra, resumed, flops_per_step)
+        wrote = f"wrote {cfg.out_dir}; "
     machine.close()
     if machine.is_main:
-        print(f"wrote {cfg.out_dir}; next: {command_after(cfg, argv)}")
+        print(f"{wrote}next: {command_after(cfg, argv)}")
 
 
 if __name__ == "__main__":

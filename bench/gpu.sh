@@ -38,10 +38,10 @@ stage() {
 
 # training NAME SECONDS FOLDER COMMAND...: a stage that resumes what was cut off
 training() {
-    local name=$1 limit=$2 folder=$3 resume=()
+    local name=$1 limit=$2 folder=$3 start=--overwrite
     shift 3
-    [ -e "$folder/last.pt" ] && resume=(--resume)
-    stage "$name" "$limit" "$@" "${resume[@]}"
+    [ -e "$out/$name.seconds" ] && [ -e "$folder/last.pt" ] && start=--resume
+    stage "$name" "$limit" "$@" "$start"
 }
 
 pause() {

@@ -20,11 +20,17 @@ import inspect
 import json
 import os
 import shlex
+import signal
 import sys
 import tempfile
 import tomllib
 from contextlib import contextmanager
 from dataclasses import fields, replace
+
+try:
+    import fcntl
+except ImportError:     # on Windows
+    fcntl = None
 
 TOY = os.path.join(os.path.dirname(__file__), "toy.toml")
 SECTIONS = ("prepare", "train", "instruct", "sample")
@@ -173,10 +179,20 @@ def require(condition, message):
 
 @contextmanager
 def replacing(path):
-    """-> the path of a temporary file to write in place of `path`, which it replaces
-    when all has
-    gone well: whatever happens, the file at `path` is whole, the old one or the new
-        one"""
+    """-> the path of a temporary file to write in place of the file `path`. It replaces
+    that file when all has gone well, so that the file is always whole, old or new.
+
+    A link is followed. What is no regular file, as a device or a pipe, is written to
+    directly. For "-" the descriptor of standard output is given, which open() takes too.
+    """
+    if path == "-":
+        sys.stdout.flush()
+        yield os.dup(sys.stdout.fileno())
+        return
+    path = os.path.realpath(path)
+    if os.path.exists(path) and not os.path.isfile(path):
+        yield path
+        return
     temporary = f"{path}.tmp"
     try:
         yield temporary
@@ -191,8 +207,9 @@ def replacing(path):
 def check_output(path, inputs=()):
     """Find out before long work whether a file can be written after it.
 
-    inputs: files that are read meanwhile. ValueError if `path` is one of them or a folder;
-    OSError if its folder, or the one in which that will be made, cannot be written to
+    inputs: files that are read meanwhile. ValueError if `path` is one of them or a
+    folder; OSError if its folder, or the one in which that will be made, cannot be
+    written to
     """
     require(not os.path.isdir(path), f"{path}: a folder: name a file in it")
     if os.path.exists(path):
@@ -207,6 +224,30 @@ def check_output(path, inputs=()):
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as e:
         raise OSError(f"{path}: cannot be written: {e.strerror}") from None
+
+
+@contextmanager
+def locked(folder):
+    """Within, a folder belongs to this process. ValueError if it belongs to another one.
+
+    The lock ends with the process, even with a killed one. Where the system has no locks
+    (on Windows, on some network drives) there is none.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{folder}: another run is writing to it: wait for its "
+                             "end, or give another folder") from None
+        except OSError:         # no locks here
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path, value):
@@ -226,7 +267,9 @@ def file_sha256(path):
 def run(main):
     """Run a script's main(argv). User errors (OSError, ValueError) print one line and
     exit with status 1, and so does Ctrl-C; anything else is a bug and keeps its
-    traceback. DEBUG=1 shows all tracebacks."""
+    traceback. DEBUG=1 shows all tracebacks. SIGTERM ends the script as sys.exit() does,
+    so that temporary files are removed."""
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
     try:
         main(sys.argv[1:])
         sys.stdout.flush()

@@ -4,7 +4,10 @@ import inspect
 import os
 import re
 import shlex
+import signal
+import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
@@ -146,3 +149,63 @@ def test_next_command_is_quoted(tmp_path):
     preset.write_text("[train]\nn_layer = 2")
     command = config.next_command("train", [str(preset)], data_dir="data/it's mine", epochs=0)
     assert shlex.split(command) == ["python", "train.py", str(preset), "--data_dir=data/it's mine", "--epochs=0"]
+
+
+# -- files
+
+def test_a_file_is_whole_or_the_old_one(tmp_path):
+    path = tmp_path / "x"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), config.replacing(path) as temporary:
+        open(temporary, "w").write("half")
+        1 / 0
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["x"]
+    with config.replacing(path) as temporary:
+        open(temporary, "w").write("new")
+    assert path.read_text() == "new" and os.listdir(tmp_path) == ["x"]
+
+
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / "folder").mkdir()
+    for name in ("there", "not yet"):
+        os.symlink(f"folder/{name}", tmp_path / name)
+    (tmp_path / "folder/there").write_text("old")
+    for name in ("there", "not yet"):
+        config.write_json(tmp_path / name, "new")
+        assert os.readlink(tmp_path / name) == f"folder/{name}"
+        assert (tmp_path / "folder" / name).read_text() == '"new"\n'
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no pipes in folders")
+def test_a_pipe_is_written_to(tmp_path):
+    """As is any device: none becomes a regular file."""
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor(1) as thread:
+        content = thread.submit((tmp_path / "pipe").read_text)
+        config.write_json(tmp_path / "pipe", "new")
+        assert content.result(timeout=10) == '"new"\n'
+    assert os.listdir(tmp_path) == ["pipe"] and not os.path.isfile(tmp_path / "pipe")
+
+
+def test_standard_output(capfd):
+    print("before")
+    config.write_json("-", "new")
+    print("after")
+    assert capfd.readouterr().out == 'before\n"new"\nafter\n'
+
+
+def test_sigterm_cleans_up(tmp_path):
+    """It ends a script as sys.exit() would: no folder of gigabytes stays for ever."""
+    script = tmp_path / "script.py"
+    script.write_text("import config, tempfile, time\n"
+                      "def main(argv):\n"
+                      f"    with tempfile.TemporaryDirectory(dir={str(tmp_path)!r}):\n"
+                      "        print('ready', flush=True)\n        time.sleep(100)\n"
+                      "config.run(main)\n")
+    root = os.path.dirname(os.path.dirname(config.__file__))
+    process = subprocess.Popen([sys.executable, str(script)], text=True, stdout=subprocess.PIPE,
+                               env=os.environ | {"PYTHONPATH": root})
+    assert process.stdout.readline() == "ready\n"
+    process.terminate()
+    assert process.wait(timeout=20) == 128 + signal.SIGTERM
+    assert os.listdir(tmp_path) == ["script.py"]

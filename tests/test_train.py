@@ -13,15 +13,17 @@ import time
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL, listing, merge, write
 
+import config
 import instruct
 import train
 from bpe import Tokenizer
 from config.machine import Machine
-from conftest import SMALL, listing, merge, write
 from model import GPT, GPTConfig, load_checkpoint
 from tools import pack
-from train import TrainConfig, Windows, learning_rate, load_model, read_data, total_nats
+from train import (TrainConfig, Windows, learning_rate, load_model, read_data,
+                   total_nats)
 
 ROOT = os.path.dirname(os.path.abspath(train.__file__))
 CPU = Machine(torch.device("cpu"), torch.float32)
@@ -309,21 +311,75 @@ def test_ctrl_c_saves_and_says_how_to_go_on(toy, tmp_path, signum):
     assert read_log(tmp_path / "parts") == read_log(tmp_path / "whole")
 
 
-def test_an_unfinished_run_is_not_overwritten(toy, tmp_path, monkeypatch):
-    run(toy, tmp_path, "--max_steps=4", "--eval_interval=2")
-    run(toy, tmp_path, "--max_steps=3")         # one that has ended may be
-    with pytest.MonkeyPatch.context() as patch:     # and leaves nothing to resume, if it dies early
+def test_a_run_is_not_overwritten(toy, tmp_path):
+    """Finished or not: only --overwrite deletes it."""
+    run(toy, tmp_path, "--max_steps=2")
+    before = listing(tmp_path)
+    ways = f"{tmp_path} holds a run already: --resume continues it, another --out_dir keeps it, --overwrite deletes it"
+    with pytest.raises(ValueError, match=ways):
+        run(toy, tmp_path, "--max_steps=3")
+    with pytest.raises(ValueError, match="--resume, --overwrite: give only one"):
+        run(toy, tmp_path, "--max_steps=3", "--resume", "--overwrite")
+    os.remove(tmp_path / "last.pt")         # as in a packed model
+    with pytest.raises(ValueError, match="holds a run already: another --out_dir keeps it, --overwrite deletes it"):
+        run(toy, tmp_path, "--max_steps=3")
+    assert before | listing(tmp_path) == before
+    with pytest.MonkeyPatch.context() as patch:     # leaves nothing to resume, if it dies early
         patch.setattr(train, "fit", lambda *a: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            run(toy, tmp_path, "--max_steps=5")
-    assert not os.path.exists(tmp_path / "last.pt")
-    monkeypatch.setattr(train, "learning_rate", lambda step, cfg: math.nan if step == 2 else 1e-3)
-    with pytest.raises(ValueError):
-        run(toy, tmp_path, "--max_steps=4", "--eval_interval=2")
+            run(toy, tmp_path, "--max_steps=3", "--overwrite")
+    assert sorted(os.listdir(tmp_path)) == ["config.json", "log.jsonl", "tokenizer.json"]
+    run(toy, tmp_path, "--max_steps=3")     # a run without a checkpoint is none
+    assert load_checkpoint(tmp_path / "last.pt")[1]["step"] == 3
+
+
+def test_two_runs_do_not_share_a_folder(toy, tmp_path):
+    """Not even before the first checkpoint. A lock ends with its process."""
+    hold = f"import config, time\nwith config.locked({str(tmp_path)!r}):\n    print('locked', flush=True)\n    time.sleep(100)"
+    process = subprocess.Popen([sys.executable, "-c", hold], cwd=ROOT, text=True, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == "locked\n"
+    with pytest.raises(ValueError, match="another run is writing to it"):
+        run(toy, tmp_path, "--max_steps=2")
+    assert os.listdir(tmp_path) == []
+    process.kill()
+    process.wait()
+    run(toy, tmp_path, "--max_steps=2")
+    assert load_checkpoint(tmp_path / "last.pt")[1]["step"] == 2
+
+
+def test_where_there_are_no_locks(toy, tmp_path, monkeypatch):
+    """Windows has no fcntl; some network drives refuse flock."""
+    monkeypatch.setattr(config, "fcntl", None)
+    run(toy, tmp_path, "--max_steps=2")
+    monkeypatch.undo()
+    monkeypatch.setattr(config.fcntl, "flock", lambda *a: os.close(-1))
+    run(toy, tmp_path, "--max_steps=2", "--overwrite")
+
+
+def test_resuming_a_finished_run_writes_nothing(toy, tmp_path, capsys):
+    run(toy, tmp_path, "--max_steps=2")
     before = listing(tmp_path)
-    with pytest.raises(ValueError, match="holds a run at step 2 of 4: continue with --resume"):
-        run(toy, tmp_path, "--max_steps=4")
+    capsys.readouterr()
+    run(toy, tmp_path, "--max_steps=2", "--resume", "--log_interval=2")
+    printed = capsys.readouterr().out
+    assert "last.pt is at step 2 already: more max_steps would continue it" in printed
+    assert "wrote" not in printed and printed.splitlines()[-1].startswith("next: python instruct.py")
     assert listing(tmp_path) == before
+
+
+def test_a_full_disk_says_what_is_left(toy, tmp_path, monkeypatch):
+    real = train.save_checkpoint
+
+    def full(path, *args, step, **more):
+        if step > ends[0]:
+            raise OSError("No space left on device")
+        real(path, *args, step=step, **more)
+
+    monkeypatch.setattr(train, "save_checkpoint", full)
+    for ends, hint in (([0], "Free some space and start again"),
+                       ([2], "and continue with --resume from the one before it, which is intact")):
+        with pytest.raises(OSError, match=f"best.pt: cannot be written, is the disk full. .No space.*{hint}"):
+            run(toy, tmp_path, "--max_steps=4", "--eval_interval=2")
 
 
 # Runs main() of train or instruct, once it has said that it is ready. With DIE_IN_SAVE=n it kills
@@ -360,7 +416,7 @@ def start(*args, **env):
 def kill_and_resume(args, out, seconds, kills, rng):
     """Kill a run at random moments of `seconds` in all, every third time in the middle of a save, and
     resume it each time -> (how often it was killed, the steps of its checkpoints)"""
-    resume, killed, steps = [], 0, set()
+    resume, killed, steps = ["--overwrite"], 0, set()
     while killed < kills:
         in_save = killed % 3 == 2
         process = start(*args, f"--out_dir={out}", *resume,
@@ -401,6 +457,66 @@ def test_killed_at_any_moment(toy, tmp_path, small, script):
     assert read_log(tmp_path / "parts") == read_log(tmp_path / "whole")
 
 
+# -- gradient accumulation
+
+def lopsided(rows):
+    """-> micro-batches of so many rows each, of 8 rows with responses of 2 and of 41 tokens"""
+    idx = torch.randint(61, (8, 50), generator=torch.Generator().manual_seed(1))
+    targets = torch.full((8, 50), -1)
+    for i in range(8):
+        targets[i, -(2 if i < 4 else 41):] = 1 + i
+    return list(zip(idx.split(rows), targets.split(rows)))
+
+
+def gradients(model, micro_batches, machine=CPU):
+    model.zero_grad()
+    loss = train.forward_backward(model, micro_batches, machine)
+    return loss, torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+def lopsided_model():
+    torch.manual_seed(0)
+    return GPT(GPTConfig(vocab_size=61, block_size=64, n_layer=2, n_head=2, n_embd=32))
+
+
+def test_accumulated_gradients_are_those_of_one_large_batch():
+    """Not a mean of means, which would weigh short responses as much as long ones"""
+    model = lopsided_model()
+    loss, expected = gradients(model, lopsided(8))
+    for rows in (4, 3):
+        part_loss, accumulated = gradients(model, lopsided(rows))
+        assert part_loss.item() == pytest.approx(loss.item(), rel=1e-5)
+        torch.testing.assert_close(accumulated, expected, atol=1e-6, rtol=1e-4)
+
+
+TWO = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_train import gradients, lopsided, lopsided_model
+import torch
+from config.machine import find_machine
+from train import TrainConfig
+machine = find_machine(TrainConfig(device="cpu", dtype="float32", gradient_accumulation_steps=2))
+model = torch.nn.parallel.DistributedDataParallel(lopsided_model())
+loss, found = gradients(model, lopsided(4)[machine.rank::2], machine)
+loss = machine.sum(loss)[0] / 2
+if machine.is_main:
+    torch.save((loss, found), {path!r})
+machine.close()
+"""
+
+
+def test_two_processes_accumulate_as_one(tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(TWO.format(tests=os.path.dirname(__file__), path=str(tmp_path / "x.pt")))
+    process = torchrun(script=str(script))
+    assert process.communicate()[1] is not None and process.returncode == 0
+    loss, found = torch.load(tmp_path / "x.pt")
+    expected_loss, expected = gradients(lopsided_model(), lopsided(8))
+    assert loss == pytest.approx(expected_loss.item(), rel=1e-5)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
+
+
 # -- several processes
 
 def test_two_processes_equal_one(toy, tmp_path, small):
@@ -415,11 +531,11 @@ def test_two_processes_equal_one(toy, tmp_path, small):
         assert a.keys() == b.keys() and a == pytest.approx(b, rel=1e-4)
 
 
-def torchrun(*args):
+def torchrun(*args, script=f"{ROOT}/train.py"):
     """-> a job of two processes"""
     return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone",
-                             "--nproc_per_node=2", f"{ROOT}/train.py", *map(str, args)],
-                            env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True,
+                             "--nproc_per_node=2", script, *map(str, args)],
+                            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT}, text=True,
                             stderr=subprocess.PIPE, start_new_session=True)
 
 
