@@ -18,7 +18,7 @@ from conftest import listing
 from dna import read
 from dna.tasks import find_tables, make_examples
 from model import GPT, GPTConfig, load_checkpoint, save_checkpoint
-from tools.gpt2 import from_gpt2, save_gpt2
+from tools.gpt2 import export_gpt2, read_gpt2
 from train import TrainConfig
 
 CASES = int(os.environ.get("FUZZ", 300))
@@ -96,7 +96,7 @@ def checkpoint(path):
 
 
 def gpt2(path):
-    assert from_gpt2(os.path.dirname(path)).config.n_embd == 8
+    assert read_gpt2(os.path.dirname(path), 280).config.n_embd == 8
 
 
 @pytest.fixture(scope="module")
@@ -121,9 +121,11 @@ def valid(tmp_path_factory):
         (folder / name).write_text(text)
     tok.save(folder / "tokenizer.json")
     save_checkpoint(folder / "x.pt", model, step=3)
-    save_gpt2(model, tok, folder / "gpt2")
+    sha256 = config.file_sha256(folder / "tokenizer.json")
+    save_checkpoint(folder / "best.pt", model, tokenizer_sha256=sha256)
+    export_gpt2(folder, folder / "gpt2")
     for name in ("data", "meta"):
-        shutil.copytree(folder / "gpt2", folder / name)
+        os.mkdir(folder / name)
         tok.save(folder / name / "tokenizer.json")
         ids = np.array(tok.encode("".join(dna(40) + " " for _ in range(20))), dtype="<u2")
         ids.tofile(folder / name / "train.bin")

@@ -1,127 +1,206 @@
 """
-GPT-2 files, in the layout of the `transformers` library: model.safetensors, config.json and
-tokenizer.json in a folder. Not needed to understand the network.
+Convert GPT-2 files, in the layout of the `transformers` library, to a model folder, and
+a model folder to GPT-2 files.
 
-    model = from_gpt2("folder/of/gpt2")
-    save_gpt2(model, tok, "packed", torch.bfloat16)
+    python -m tools.gpt2 downloads/gpt2 models/gpt2     # for --init_from=models/gpt2
+    python -m tools.gpt2 out/mine out/mine-gpt2         # for GPT2LMHeadModel
+
+GPT-2 files are model.safetensors, config.json and tokenizer.json. Whichever of the two
+the first folder holds, the second folder becomes the other.
 """
+import glob
 import json
 import os
+import shutil
+from dataclasses import asdict
 
 import numpy as np
 import torch
 
-from model import GPT, GPTConfig
+import config
+from bpe import Tokenizer
+from config import replacing, require
+from model import GPT, GPTConfig, save_checkpoint
+from train import load_model
 
-# What these keys of a config.json must say, where present, for the network to be that of model.py.
-SUPPORTED = {"model_type": ("gpt2", "gpt2-kmers"),
-             "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-             "layer_norm_epsilon": (1e-5,), "scale_attn_weights": (True,),
-             "scale_attn_by_inverse_layer_idx": (False,), "tie_word_embeddings": (True,),
-             "add_cross_attention": (False,)}
+# What a config.json must say, where it says it, for the network to be that of model.py.
+REQUIRED = {"model_type": ("gpt2",),
+            "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+            "layer_norm_epsilon": (1e-5,), "scale_attn_weights": (True,),
+            "scale_attn_by_inverse_layer_idx": (False,), "tie_word_embeddings": (True,),
+            "add_cross_attention": (False,)}
 # The published GPT-2 keeps these matrices as (in, out), where nn.Linear has (out, in).
 CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
-SAFETENSORS_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# These tensors of the published GPT-2 are no weights: two masks.
+NO_WEIGHTS = (".attn.bias", ".attn.masked_bias")
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+          "BOOL": torch.bool, "U8": torch.uint8}
 
 
-def from_gpt2(folder, dropout=0.0):
-    """Read a GPT-2 from `model.safetensors` and `config.json` in a folder -> GPT"""
+# --------------------------------------------------------------------------------------
+# From GPT-2 files
+
+def import_gpt2(source, target):
+    """Write the GPT-2 of one folder to another one as best.pt, config.json and
+    tokenizer.json. ValueError if it is another network, or lacks a file."""
+    vocabulary = os.path.join(source, "tokenizer.json")
+    require(os.path.exists(vocabulary),
+            f"{source}: no tokenizer.json. Where there are vocab.json and merges.txt, "
+            "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) of the "
+            "`transformers` library writes it")
+    tok = Tokenizer.load(vocabulary)
+    require(tok.eot is not None, f"{vocabulary}: it has no <|endoftext|>")
+    model = read_gpt2(source, len(tok))
+
+    sha256 = config.file_sha256(vocabulary)
+    os.makedirs(target, exist_ok=True)
+    with replacing(os.path.join(target, "tokenizer.json")) as temporary:
+        shutil.copyfile(vocabulary, temporary)
+    config.write_json(os.path.join(target, "config.json"), asdict(model.config))
+    with replacing(os.path.join(target, "best.pt")) as temporary:
+        save_checkpoint(temporary, model, tokenizer_sha256=sha256)
+
+
+def read_gpt2(folder, n_tokens):
+    """-> the GPT of a folder's config.json and model.safetensors, with the first
+    `n_tokens` of its token embeddings: no others have a token"""
+    # its shape
     path = os.path.join(folder, "config.json")
     try:
         with open(path, encoding="utf-8") as f:
             c = json.load(f)
-        for key, allowed in SUPPORTED.items():
-            if c.get(key, allowed[0]) not in allowed:
-                raise ValueError(f"{key} is {c[key]!r}, which this network does not have")
-        if c.get("n_inner") not in (None, 4 * c["n_embd"]):
-            raise ValueError(f"n_inner is {c['n_inner']}, not four times n_embd")
-        model = GPT(GPTConfig(vocab_size=c["vocab_size"], block_size=c["n_positions"],
-                              n_layer=c["n_layer"], n_head=c["n_head"], n_embd=c["n_embd"],
-                              dropout=dropout, kmer=c.get("kmer", 0)))
+        for key, allowed in REQUIRED.items():
+            require(c.get(key, allowed[0]) in allowed,
+                    f"{key} is {c.get(key)!r}, which this network does not have")
+        require(c.get("n_inner") in (None, 4 * c["n_embd"]),
+                f"n_inner is {c.get('n_inner')}, not four times n_embd")
+        require(c["vocab_size"] >= n_tokens,
+                f"vocab_size is {c['vocab_size']}, tokenizer.json has {n_tokens} ids")
+        model = GPT(GPTConfig(n_tokens, c["n_positions"], c["n_layer"], c["n_head"],
+                              c["n_embd"]))
     except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise ValueError(f"{path}: not the config of a GPT-2 that can be read here ({e})") from None
+        raise ValueError(f"{path}: not the config of a GPT-2 that can be read here "
+                         f"({e})") from None
 
+    # its weights: each tensor of the file is one of the network's, and the other way
+    # round
     path = os.path.join(folder, "model.safetensors")
     tensors = {name.removeprefix("transformer."): tensor
-               for name, tensor in read_safetensors(path).items()}
+               for name, tensor in read_safetensors(path).items()
+               if not name.endswith(NO_WEIGHTS)}
+    head = tensors.pop("lm_head.weight", None)
+    weights = dict(model.transformer.named_parameters())
+    for names, what in ((weights.keys() - tensors, "missing"),
+                        (tensors.keys() - weights, "not part of this network")):
+        require(not names, f"{path}: {', '.join(sorted(names))}: {what}")
+    require(head is None or torch.equal(head, tensors["wte.weight"]),
+            f"{path}: lm_head.weight is not wte.weight, as it is in this network")
     with torch.no_grad():
-        for name, p in model.transformer.named_parameters():
-            if name not in tensors:
-                raise ValueError(f"{path}: {name} is missing")
-            tensor = tensors[name].T if name.endswith(CONV1D) else tensors[name]
-            if tensor.shape != p.shape:
-                raise ValueError(f"{path}: {name} is {tuple(tensor.shape)}, not {tuple(p.shape)} as "
-                                 "config.json says")
+        for name, p in weights.items():
+            tensor = tensors[name]
+            if name == "wte.weight":
+                tensor = tensor[:n_tokens]
+            if name.endswith(CONV1D):
+                tensor = tensor.T
+            require(tensor.shape == p.shape, f"{path}: {name} is {tuple(tensor.shape)}, "
+                    f"not {tuple(p.shape)} as config.json says")
             p.copy_(tensor)
-    if model.config.kmer:
-        # its tables are no parameters, but made of the vocabulary
-        with open(os.path.join(folder, "tokenizer.json"), encoding="utf-8") as f:
-            model.transformer.kmers.read_vocab(json.load(f)["model"]["vocab"])
     return model
 
 
-def save_gpt2(model, tok, folder, dtype=torch.float32):
-    """Write weights as float32 or in another `dtype`, config, and the tokenizer `tok` to a folder.
+# --------------------------------------------------------------------------------------
+# To GPT-2 files
 
-    `transformers` loads it, except with k-mers: it would ignore them, so that model_type makes it
-    refuse.
-    """
-    os.makedirs(folder, exist_ok=True)
+def export_gpt2(source, target):
+    """Write the model of a folder to another one as model.safetensors, config.json,
+    tokenizer.json and tokenizer_config.json, which `transformers` loads. ValueError if
+    the model has what GPT-2 does not have."""
+    model, tok, _ = load_model(source)
     c = model.config
-    files = {
-        "config.json": dict(
-            model_type="gpt2-kmers" if c.kmer else "gpt2", architectures=["GPT2LMHeadModel"],
-            vocab_size=c.vocab_size, n_positions=c.block_size, n_ctx=c.block_size,
-            n_embd=c.n_embd, n_layer=c.n_layer, n_head=c.n_head, kmer=c.kmer,
-            activation_function="gelu_new", layer_norm_epsilon=1e-5, tie_word_embeddings=True,
-            resid_pdrop=c.dropout, embd_pdrop=c.dropout, attn_pdrop=c.dropout,
-            bos_token_id=tok.eot, eos_token_id=tok.eot),
-        # without it, AutoTokenizer would split by the pattern of OpenAI's GPT-2
-        "tokenizer_config.json": dict(
-            tokenizer_class="PreTrainedTokenizerFast", model_max_length=c.block_size,
-            bos_token="<|endoftext|>", eos_token="<|endoftext|>", clean_up_tokenization_spaces=False),
-    }
-    for name, content in files.items():
-        with open(os.path.join(folder, name), "w", encoding="utf-8") as f:
-            json.dump(content, f, indent=2)
-    tok.save(os.path.join(folder, "tokenizer.json"))
-    tensors = {f"transformer.{name}": (p.T if name.endswith(CONV1D) else p).detach().to(dtype)
+    require(not c.kmer, f"{source}: a model with k-mers, which GPT-2 files cannot hold")
+    tensors = {f"transformer.{name}": p.T if name.endswith(CONV1D) else p
                for name, p in model.transformer.named_parameters()}
-    write_safetensors(os.path.join(folder, "model.safetensors"), tensors)
+
+    os.makedirs(target, exist_ok=True)
+    config.write_json(os.path.join(target, "config.json"), dict(
+        model_type="gpt2", architectures=["GPT2LMHeadModel"], vocab_size=c.vocab_size,
+        n_positions=c.block_size, n_ctx=c.block_size, n_embd=c.n_embd, n_layer=c.n_layer,
+        n_head=c.n_head, activation_function="gelu_new", layer_norm_epsilon=1e-5,
+        tie_word_embeddings=True, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        bos_token_id=tok.eot, eos_token_id=tok.eot))
+    # without it, AutoTokenizer would split by the pattern of OpenAI's GPT-2
+    config.write_json(os.path.join(target, "tokenizer_config.json"), dict(
+        tokenizer_class="PreTrainedTokenizerFast", model_max_length=c.block_size,
+        bos_token="<|endoftext|>", eos_token="<|endoftext|>",
+        clean_up_tokenization_spaces=False))
+    with replacing(os.path.join(target, "tokenizer.json")) as temporary:
+        tok.save(temporary)
+    with replacing(os.path.join(target, "model.safetensors")) as temporary:
+        write_safetensors(temporary, tensors)
 
 
-# A .safetensors file: the length of a JSON header (8 bytes, little-endian); the header, with each
-# tensor's dtype, shape and offsets; the tensors' raw bytes.
+# --------------------------------------------------------------------------------------
+# A .safetensors file: the length of a JSON header (8 bytes, little-endian); the header,
+# with each tensor's dtype, shape and offsets; the tensors' raw bytes.
 
 def read_safetensors(path):
-    """-> {name: float32 tensor} of the floating-point tensors in the file"""
+    """-> {name: float32 tensor} of all tensors in the file"""
     try:
         raw = np.memmap(path, mode="r")
         size = int.from_bytes(raw[:8].tobytes(), "little")
         header = json.loads(raw[8:8 + size].tobytes())
+        header.pop("__metadata__", None)
         tensors = {}
         for name, entry in header.items():
-            if entry.get("dtype") in SAFETENSORS_DTYPES:
-                start, end = entry["data_offsets"]
-                data = torch.from_numpy(np.array(raw[8 + size + start:8 + size + end]))
-                data = data.view(SAFETENSORS_DTYPES[entry["dtype"]])
-                tensors[name] = data.view(entry["shape"]).float()
+            start, end = entry["data_offsets"]
+            data = torch.from_numpy(np.array(raw[8 + size + start:8 + size + end]))
+            data = data.view(DTYPES[entry["dtype"]])
+            tensors[name] = data.view(entry["shape"]).float()
         return tensors
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError) as e:
-        raise ValueError(f"{path}: not a complete .safetensors file ({e})") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError,
+            OverflowError) as e:
+        raise ValueError(f"{path}: not a complete .safetensors file, or one with other "
+                         f"dtypes than {', '.join(DTYPES)} ({e})") from None
 
 
 def write_safetensors(path, tensors):
-    """tensors: {name: tensor}"""
-    names = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
+    """tensors: {name: tensor}, written as float32"""
     header, offset = {"__metadata__": {"format": "pt"}}, 0
     for name, tensor in tensors.items():
-        header[name] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape),
-                        "data_offsets": [offset, offset + tensor.nbytes]}
-        offset += tensor.nbytes
+        size = 4 * tensor.numel()
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape),
+                        "data_offsets": [offset, offset + size]}
+        offset += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)         # tensors start at a multiple of eight
     with open(path, "wb") as f:
         f.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
-            f.write(tensor.contiguous().cpu().view(torch.uint8).numpy().tobytes())
+            f.write(tensor.detach().float().contiguous().numpy().tobytes())
+
+
+def main(argv):
+    require(len(argv) == 2 and not argv[0].startswith("-"),
+            "give two folders: the one to convert, and the one to write to")
+    source, target = argv
+    for name in ("best.pt", "model.safetensors"):
+        require(not os.path.exists(os.path.join(target, name)),
+                f"{target} holds a model already: give another folder")
+    if os.path.exists(os.path.join(source, "best.pt")):
+        export_gpt2(source, target)
+        print(f"wrote {target}, GPT-2 files for the `transformers` library")
+    elif os.path.exists(os.path.join(source, "model.safetensors")):
+        import_gpt2(source, target)
+        print(f"wrote {target}; next: "
+              f"{config.next_command('sample', [], out_dir=target)}")
+    else:
+        others = [name for pattern in ("*.bin", "*.safetensors", "*.pt")
+                  for name in sorted(glob.glob(pattern, root_dir=source))]
+        raise ValueError(f"{source}: neither best.pt nor model.safetensors, but "
+                         f"{', '.join(others) or 'no weights'}. The `transformers` "
+                         "library makes one model.safetensors of other files, or of "
+                         "several: save_pretrained(FOLDER, max_shard_size='100GB')")
+
+
+if __name__ == "__main__":
+    config.run(main)

@@ -1,6 +1,6 @@
 """
-Pack a model for others: the same model folder with its weights in bfloat16, without what
-only training needs.
+Pack a model for others: the same model folder, smaller, with weights in bfloat16 and
+without what only training needs.
 
     python -m tools.pack out/laptop-instruct models/laptop
 
@@ -17,15 +17,15 @@ from config import replacing, require
 from model import save_checkpoint
 from train import load_model
 
-# What a checkpoint holds for training alone: the shape and weights are written anew.
-TRAINING = {"model", "model_config", "optimizers"}
+# These fields of a checkpoint are not kept. save_checkpoint writes the first two anew.
+NOT_KEPT = {"model", "model_config", "optimizers"}
 
 
 def pack(source, target):
     """Write the model of a folder to another one, in bfloat16."""
-    model, tok, state = load_model(source)
+    model, _, state = load_model(source)
     os.makedirs(target, exist_ok=True)
-    kept = {key: value for key, value in state.items() if key not in TRAINING}
+    kept = {key: value for key, value in state.items() if key not in NOT_KEPT}
     with replacing(os.path.join(target, "best.pt")) as temporary:
         save_checkpoint(temporary, model.to(torch.bfloat16), **kept)
     for name in ("config.json", "tokenizer.json", "scores.json"):
@@ -41,8 +41,9 @@ def main(argv):
     require(os.path.realpath(source) != os.path.realpath(target),
             f"{target}: that is where the model is: give another folder")
     pack(source, target)
-    size = sum(os.path.getsize(os.path.join(target, name)) for name in os.listdir(target))
-    print(f"wrote {target}, {size / 1e6:.1f} MB; next: python sample.py --out_dir={target} --chat")
+    size = sum(entry.stat().st_size for entry in os.scandir(target))
+    print(f"wrote {target}, {size / 1e6:.1f} MB; next: "
+          f"{config.next_command('sample', [], out_dir=target)}")
 
 
 if __name__ == "__main__":
