@@ -3,19 +3,12 @@ Time a training step: tokens/s, the share of the hardware's peak, memory, and wh
 time goes.
 
     python -m bench.step config/laptop.toml
-    python -m bench.step config/laptop.toml --vs=../another-checkout
     python -m bench.step config/gpt2.toml --undo=residual
 
-Takes the keys of train.py, and trains on random weights that are thrown away. With --vs
-the same is run with the code of this checkout and of another one, interleaved, each time
-in a new process.
+It takes the keys of train.py. It trains random weights, and throws them away.
 """
 import math
-import os
-import re
 import statistics
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 
@@ -25,20 +18,19 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import config
+from bench import peak_rss
 from config import require
 from config.machine import find_machine
 from model import GPT
 from train import (TrainConfig, Windows, forward_backward, learning_rate,
                    make_optimizers, new_model, open_bin, read_data, update, wrap_model)
 
-WARMUP, STEPS, ROUNDS = 3, 20, 3
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+WARMUP, STEPS = 3, 20
 
 
 @dataclass
 class StepConfig(TrainConfig):
-    vs: str = ""                    # another checkout of the project, to compare with
-    undo: tuple = ()                # names in UNDO: what to do without, to see its use
+    undo: tuple = ()                # what to do without, to see its use: names in UNDO
     vocab_size: int = 0             # of the model; 0: that of the data
 
 
@@ -70,6 +62,7 @@ def undo(names):
 # Its time
 
 def now(machine):
+    """-> seconds, when all is computed that was asked for"""
     if machine.device.type != "cpu":    # Python does not wait for what a GPU computes
         getattr(torch, machine.device.type).synchronize()
     return time.perf_counter()
@@ -88,9 +81,12 @@ def matmul_flops(machine):
 
 
 def time_steps(model, cfg, machine, windows):
-    """Train for some steps -> seconds of each (steps, 3): loading, forward and backward,
-    update; and the machine's FLOP/s, by the data sheet or else the median of what was
-    measured between the steps"""
+    """Train for some steps.
+
+    -> seconds of each (steps, 3): loading, forward and backward, update; and the
+    machine's FLOP/s, by the data sheet or else the median of what was measured between
+    the steps
+    """
     optimizers = make_optimizers(model, cfg, machine)
     ddp_model = wrap_model(model, cfg, machine, flops=math.inf)
     times, rates = [], []
@@ -116,9 +112,7 @@ def peak_memory(machine):
     """-> the most bytes that this process had at once, on a GPU those of its tensors"""
     if machine.device.type == "cuda":
         return torch.cuda.max_memory_allocated()
-    import resource  # Unix has it
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak_rss()
 
 
 def bench(cfg):
@@ -146,42 +140,8 @@ def bench(cfg):
     return model
 
 
-# --------------------------------------------------------------------------------------
-# Two checkouts
-
-def run_worker(command, **kwargs):
-    """-> what a command prints. ValueError with the last line of its error if it
-    fails"""
-    done = subprocess.run(command, text=True, capture_output=True, **kwargs)
-    if done.returncode:
-        raise ValueError(f"{' '.join(command)}: {done.stderr.strip().splitlines()[-1]}")
-    return done.stdout
-
-
-def compare(checkout, argv):
-    """Run this with the code of two checkouts, interleaved, and print the medians."""
-    require(os.path.exists(os.path.join(checkout, "bench", "step.py")),
-            f"--vs={checkout}: no checkout that has bench/step.py")
-    ms = {ROOT: [], os.path.abspath(checkout): []}
-    for _ in tqdm(range(ROUNDS), unit=" rounds", disable=None):
-        for root in ms:
-            # -P: import from PYTHONPATH, not from the current folder
-            printed = run_worker([sys.executable, "-P", "-m", "bench.step", *argv],
-                                 env=os.environ | {"PYTHONPATH": root})
-            milliseconds = re.search(r"([\d,.]+) ms per step", printed)[1]
-            ms[root].append(float(milliseconds.replace(",", "")))
-    for root, times in ms.items():
-        print(f"{statistics.median(times):10,.1f} ms per step  {root}")
-    ours, theirs = map(statistics.median, ms.values())
-    print(f"{ours / theirs:10.3f} times as long")
-
-
 def main(argv):
-    cfg = config.from_command_line(StepConfig, "train", argv)
-    if cfg.vs:
-        compare(cfg.vs, [arg for arg in argv if not arg.lstrip("-").startswith("vs=")])
-    else:
-        bench(cfg)
+    bench(config.from_command_line(StepConfig, "train", argv))
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 Time the steps of instruct.py: rows/s, the shapes of batches, and the steps that stall.
 
     python -m bench.tuning config/laptop.toml
-    python -m bench.tuning config/gpt2.toml --undo=cudnn      # which plans anew for each shape
+    python -m bench.tuning config/gpt2.toml --undo=cudnn    # it plans for each shape
 
-Takes the keys of instruct.py; what it trains is thrown away.
+It takes the keys of instruct.py. What it trains is thrown away.
 """
 import functools
 import statistics
@@ -25,7 +25,7 @@ WARMUP, STEPS = 10, 50
 
 @dataclass
 class TuningConfig(InstructConfig):
-    undo: tuple = ()                # what to do without, to see what it brings: bench/step.py
+    undo: tuple = ()                # what to do without, to see its use: bench/step.py
 
 
 def time_steps(model, batches, cfg, machine):
@@ -53,18 +53,19 @@ def main(argv):
     model, tok, _ = load_for_prompts(cfg.init_from, machine.device, cfg.dropout)
     examples, T = read_examples(cfg.tasks), model.config.block_size
     choices = sorted({choice for e in examples for choice in e.get("choices", [])})
-    rows = [row for row in encode_rows(examples, tok, T, max_prompt_len(tok, choices, T)) if row]
+    rows = encode_rows(examples, tok, T, max_prompt_len(tok, choices, T))
     to_batch = functools.partial(collate, mix_instructions=cfg.mix_instructions)
-    cfg, batches = plan_batches(rows, cfg, machine, to_batch)
+    cfg, batches = plan_batches([row for row in rows if row], cfg, machine, to_batch)
 
-    # a step is long if it takes twice the median: then something was compiled, or planned
+    # a step stalls if it takes twice the median: something was compiled, or planned
     seconds, n_rows, shapes = time_steps(model, batches, cfg, machine)
     median = statistics.median(seconds)
     stalled = [s for s in seconds if s > 2 * median]
     if machine.is_main:
-        print(f"{sum(n_rows) / sum(seconds):,.0f} rows/s, {1000 * median:,.1f} ms per step")
-        print(f"stalled: {len(stalled)} of {len(seconds)} steps, for {sum(stalled):.2f} s in all; "
-              f"{len(shapes)} shapes")
+        print(f"{sum(n_rows) / sum(seconds):,.0f} rows/s, {1000 * median:,.1f} ms per "
+              "step")
+        print(f"stalled: {len(stalled)} of {len(seconds)} steps, for "
+              f"{sum(stalled):.2f} s in all; {len(shapes)} shapes")
     machine.close()
 
 

@@ -1,37 +1,34 @@
 """
 Time the steps of train.py beside a plain float32 loop over the GPT-2 of the
-`transformers` library. Both have the same shape, rows and AdamW. Each runs in a process
-of its own, in turn.
+`transformers` library. Both have the same shape, rows and AdamW.
 
     pip install transformers
     python -m bench.vs_transformers config/laptop.toml --optimizer=adamw
 
-Takes the keys of train.py. A step is one micro-batch. k-mers are left out, because the
-library does not have them.
+It takes the keys of train.py. A step is one micro-batch.
 """
 import importlib.util
 import math
 import statistics
-import sys
+from dataclasses import replace
 
 import torch
 
 import config
-from bench.step import now, run_worker
+from bench import in_turn
+from bench.step import now
 from config import require
 from config.machine import find_machine
-from model import GPT, GPTConfig
-from train import (TrainConfig, Windows, forward_backward, make_optimizers, open_bin,
-                   read_data, update, wrap_model)
+from train import (TrainConfig, Windows, forward_backward, make_optimizers, new_model,
+                   open_bin, read_data, update, wrap_model)
 
 ROUNDS, WARMUP, STEPS = 3, 3, 12
 
 
-def ours(cfg, vocab_size, machine):
+def ours(cfg, tok, machine):
     """-> a function that takes one step as train.py does: compiled, in the machine's
     fast dtype"""
-    model = GPT(GPTConfig(vocab_size, cfg.block_size, cfg.n_layer, cfg.n_head,
-                          cfg.n_embd)).to(machine.device)
+    model = new_model(cfg, tok, machine)
     optimizers = make_optimizers(model, cfg, machine)
     ddp_model = wrap_model(model, cfg, machine, flops=math.inf)
 
@@ -41,11 +38,11 @@ def ours(cfg, vocab_size, machine):
     return step
 
 
-def theirs(cfg, vocab_size, machine):
+def theirs(cfg, tok, machine):
     """-> a function that takes one step as users of the library write it"""
     from transformers import GPT2Config, GPT2LMHeadModel
     model = GPT2LMHeadModel(GPT2Config(
-        vocab_size=vocab_size, n_positions=cfg.block_size, n_layer=cfg.n_layer,
+        vocab_size=len(tok), n_positions=cfg.block_size, n_layer=cfg.n_layer,
         n_head=cfg.n_head, n_embd=cfg.n_embd,
         resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, bos_token_id=0,
         eos_token_id=0)).to(machine.device)
@@ -65,13 +62,13 @@ def theirs(cfg, vocab_size, machine):
 MAKERS = {"nanoDNAHLM": ours, "transformers": theirs}
 
 
-def measure(make, cfg):
-    """-> the median seconds of a step"""
-    meta, _ = read_data(cfg.data_dir)
+def measure(name, cfg):
+    """-> the median seconds of a step. name: one of MAKERS"""
+    meta, tok = read_data(cfg.data_dir)
     ids = open_bin(cfg.data_dir, "train.bin", meta)
     windows = Windows(ids, cfg.block_size, cfg.seed)
     machine, seconds = find_machine(cfg), []
-    step = make(cfg, meta["vocab_size"], machine)
+    step = MAKERS[name](cfg, tok, machine)
     for k in range(WARMUP + STEPS):
         rows = windows.rows(k * cfg.batch_size, cfg.batch_size)
         start = now(machine)
@@ -81,22 +78,12 @@ def measure(make, cfg):
 
 
 def main(argv):
-    # a worker: measure("nanoDNAHLM", keys of train.py)
-    if argv and argv[0] in MAKERS:
-        cfg = config.from_command_line(TrainConfig, "train", argv[1:])
-        print(measure(MAKERS[argv[0]], cfg))
-        return
-
-    # the workers, interleaved
-    cfg = config.from_command_line(TrainConfig, "train", argv)
     require(importlib.util.find_spec("transformers"),
             "transformers is missing, to compare with: pip install transformers")
-    seconds = {name: [] for name in MAKERS}
-    for _ in range(ROUNDS):
-        for name in MAKERS:
-            printed = run_worker([sys.executable, "-m", "bench.vs_transformers", name,
-                                  *argv])
-            seconds[name].append(float(printed.split()[-1]))
+    # the library has no k-mers
+    cfg = config.from_command_line(TrainConfig, "train", argv)
+    cfg = replace(cfg, kmer=0, dropout=0.0)
+    seconds = in_turn(measure, MAKERS, ROUNDS, cfg)
     median = {name: statistics.median(times) for name, times in seconds.items()}
     for name in MAKERS:
         rate, ms = cfg.batch_size * cfg.block_size / median[name], 1000 * median[name]

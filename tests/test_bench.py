@@ -1,5 +1,6 @@
 """The baseline of 6-mers, and benchmarks."""
 import json
+import os
 import re
 import shutil
 from collections import Counter
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 import config
 import train
-from bench import step, vs_transformers
+from bench import in_turn, step, vs_transformers
 from dna.metrics import add_baselines
 from model import GPT, GPTConfig, load_checkpoint
 from tools import kmers
@@ -178,27 +179,6 @@ def test_what_is_undone_computes_the_same(name, monkeypatch):
     torch.testing.assert_close(loss, before, rtol=2e-3, atol=0)
 
 
-def test_step_beside_another_checkout(toy, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(step, "ROUNDS", 1)
-    (tmp_path / "bench").mkdir()
-    (tmp_path / "bench/step.py").write_text(
-        "import sys\nassert sys.argv[1:] == ['--n_layer=1']\n"
-        "print('9 tokens/s, 1,000.0 ms per step of 9 tokens')\n")
-    with pytest.raises(ValueError, match="meta.json: no such file"):
-        step.main([f"--data_dir={tmp_path}/none", f"--vs={tmp_path}"])
-    with pytest.raises(ValueError, match="no checkout that has bench/step.py"):
-        step.main([f"--vs={toy}"])
-    monkeypatch.setattr(step, "ROOT", str(tmp_path / "ours"))
-    shutil.copytree(tmp_path / "bench", tmp_path / "ours/bench")
-    ours = tmp_path / "ours/bench/step.py"
-    ours.write_text(ours.read_text().replace("1,000.0", "1,250.0"))
-    step.main(["--n_layer=1", f"--vs={tmp_path}"])
-    first, second, ratio = capsys.readouterr().out.splitlines()
-    assert first.split() == ["1,250.0", "ms", "per", "step", f"{tmp_path}/ours"]
-    assert second.split() == ["1,000.0", "ms", "per", "step", str(tmp_path)]
-    assert ratio.split()[0] == "1.250"
-
-
 # -- beside transformers
 
 def test_vs_transformers(toy, monkeypatch, capsys):
@@ -206,13 +186,29 @@ def test_vs_transformers(toy, monkeypatch, capsys):
     monkeypatch.setattr(vs_transformers, "STEPS", 2)
     args = [*SMALL, f"--data_dir={toy}/data"]
     cfg = config.from_command_line(TrainConfig, "train", args)
-    for make in vs_transformers.MAKERS.values():
-        assert 0 < vs_transformers.measure(make, cfg) < 10
-    seconds = {"nanoDNAHLM": iter("135"), "transformers": iter("678")}
-    monkeypatch.setattr(vs_transformers, "run_worker",
-                        lambda command: f"compiling\n{next(seconds[command[3]])}\n")
+    for name in vs_transformers.MAKERS:
+        assert 0 < vs_transformers.measure(name, cfg) < 10
+    seconds = {"nanoDNAHLM": [1, 3, 5], "transformers": [6, 7, 8]}
+    monkeypatch.setattr(vs_transformers, "in_turn", lambda *args: seconds)
     capsys.readouterr()
     vs_transformers.main(args)
     ours, theirs = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"nanoDNAHLM +341 tokens/s, 3,000.0 ms per step, 2.33 times .*", ours)
     assert theirs.endswith("7,000.0 ms per step, 1.00 times as fast as transformers")
+
+
+def measure_nothing(name, n):
+    """-> what called it, and in which process; ValueError for some"""
+    if name == "wrong":
+        raise ValueError("wrong: no such thing")
+    return name * n, os.getpid()
+
+
+def test_in_turn():
+    """Each time in a new process, whose errors are raised here"""
+    results = in_turn(measure_nothing, ["a", "b"], 2, 3)
+    assert {name: [text for text, _ in runs] for name, runs in results.items()} == {
+        "a": ["aaa"] * 2, "b": ["bbb"] * 2}
+    assert len({os.getpid(), *(process for runs in results.values() for _, process in runs)}) == 5
+    with pytest.raises(ValueError, match="wrong: no such thing"):
+        in_turn(measure_nothing, ["wrong"], 1, 1)
