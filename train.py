@@ -94,7 +94,7 @@ def read_data(data_dir):
         sha256 = meta["tokenizer_sha256"]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{path}: damaged, or from an older prepare.py: run prepare.py "
-                         "again") from None
+                         "again, with text to train on") from None
     tok = Tokenizer.load(os.path.join(data_dir, "tokenizer.json"), sha256)
     for name, size in sizes.items():
         path = os.path.join(data_dir, name)

@@ -3,6 +3,10 @@ import json
 import os
 import shlex
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 
 import numpy as np
@@ -427,6 +431,19 @@ def test_the_temporary_folder_is_inside(tmp_path):
         assert os.listdir(tmp_path) == ["data"]
         raise KeyboardInterrupt
     assert os.listdir(tmp_path / "data") == []
+
+
+def test_sigterm_leaves_nothing_behind(tmp_path):
+    path = fasta(tmp_path / "x.fa", [random_dna(150, i) * 10 for i in range(2000)])
+    data = tmp_path / "data"
+    run = subprocess.Popen([sys.executable, prepare.__file__, f"--dna={path}", f"--data_dir={data}"],
+                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(data.glob("preparing-*/tokenizer.json")):
+        assert run.poll() is None
+        time.sleep(0.01)
+    run.terminate()
+    assert run.wait() == 128 + signal.SIGTERM
+    assert os.listdir(data) == []
 
 
 def test_a_second_run_replaces_the_first(tmp_path):
