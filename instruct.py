@@ -1,21 +1,23 @@
 """
 Instruction tuning: one model, many tasks, and a score for each.
 
-    python instruct.py                                        # the toy world, after train.py
-    python instruct.py config/laptop.toml --leave_out='mouse_1,EMP_*' --out_dir=out/left-out
-    python instruct.py --init_from=models/laptop --epochs=0 --eval_tasks='my/*.json' --out_dir=out/my
+    python instruct.py                                  # the toy world, after train.py
+    python instruct.py config/laptop.toml --leave_out='mouse_1,EMP_*' --out_dir=out/x
+    python instruct.py --init_from=models/laptop --epochs=0 --eval_tasks='my/*.json' \
+        --out_dir=out/scores
 
-The last one only scores. A row is a prompt, the response and <|endoftext|>. The loss is on the
-latter two, so the model learns to answer and then to stop. out_dir gets what train.py writes, and
-scores.json. Where both strands have the same answer ("either_strand" in the tasks), the model is
-tuned on both, and its probabilities are the mean of both.
+The last one only scores. A row is a prompt, the response and <|endoftext|>. The loss is
+on the latter two, so the model learns to answer and then to stop. out_dir gets what
+train.py writes, and scores.json.
+
+Where both strands have the same answer ("either_strand" in the tasks), the model is
+tuned on both, and a label has the mean of its probabilities on both.
 
 Shapes: B batch, T time (tokens), P tokens of the shared prefix, K choices.
 """
 import fnmatch
 import functools
 import hashlib
-import itertools
 import json
 import math
 import os
@@ -33,10 +35,11 @@ from config import require
 from config.machine import find_machine
 from dna.metrics import add_baselines, judge, table, with_means
 from dna.read import is_dna
-from dna.tasks import (alpaca_parts, alpaca_prompt, by_task, find_files, find_leaks, fold,
-                       other_strand, read_examples)
+from dna.tasks import (alpaca_parts, alpaca_prompt, by_task, find_files, find_leaks,
+                       fold, other_strand, read_examples)
 from model import common_prefix, load_checkpoint
-from train import RunConfig, check_no_run, fit, load_model, open_out_dir, resume_from
+from train import (RunConfig, check_no_run, fit, load_model, open_out_dir,
+                   resume_from)
 
 
 @dataclass
@@ -46,54 +49,56 @@ class InstructConfig(RunConfig):
     tasks: tuple = ("data/toy/tasks/*.train.json",)     # Alpaca files to tune on
     eval_tasks: tuple = ("data/toy/tasks/*.test.json",)     # Alpaca files to score
     leave_out: tuple = ()           # tasks, by name or pattern, not to tune on
-    balance: float = 0.0            # 0: a task counts by its rows, 1: all tasks alike, 0.5: between
+    balance: float = 0.0            # 0: a task counts by its rows, 1: all tasks alike
     epochs: float = 2.0             # passes over the rows; 0: only score init_from
-    max_steps: int = 0              # steps of the optimizer, in place of epochs; 0: as epochs says
+    max_steps: int = 0              # of the optimizer; 0: as many as epochs says
     gradient_accumulation_steps: int = 4    # micro-batches per step, over all processes
-    optimizer: str = "adamw"        # muon (the blocks' matrices; AdamW for the rest) or adamw
+    optimizer: str = "adamw"        # muon (the blocks' matrices) or adamw
     learning_rate: float = 2e-3     # the highest, reached after the warmup
     eval_interval: int = 250        # steps between evaluations, each with a checkpoint
     prompt_loss: bool = False       # a loss on the prompt too, as in the paper
-    val_fraction: float = 0.02      # share of the rows held out of tuning, to choose best.pt
-    mix_instructions: bool = False  # in a batch, for a GPU: few shapes, and no shared prefix
+    val_fraction: float = 0.02      # share of the rows held out, to choose best.pt
+    mix_instructions: bool = False  # in a batch, for a GPU: few shapes, no prefix
     compile: str = "no"             # auto, yes, no: torch.compile; row lengths vary
 
 
-# ----------------------------------------------------------------------------------------------
-# From an example to ids. An example is a dict: "instruction", "input", "output", "task", and where
-# there is a choice of answers "choices".
+# --------------------------------------------------------------------------------------
+# From an example to ids. An example is a dict with "instruction" and "input", with
+# "output" and "task", and with "choices" if the answer is one of several.
 
-def encode_prompts(tok, pairs, max_len):
-    """Encode prompts of at most max_len ids. A longer one loses the end of its input.
+def encode_prompts(tok, examples, max_len):
+    """Encode the prompts of examples. One of more than max_len ids loses the end of its
+    input.
 
-    pairs: (instruction, input), ...
-    -> a list with an array of ids per prompt, None where not even the instruction fits; and a list
-    that says of each whether its input was cut
+    -> a list with an array of ids per prompt, None where not even the instruction fits;
+    and a list that says of each whether its input was cut
     """
-    # the texts before the input, the input, and the text after it are encoded apart, so that the
-    # cut is a slice; instructions repeat, and each is encoded once
-    parts = {(instruction, bool(input)): alpaca_parts(instruction, bool(input))
-             for instruction, input in pairs}
-    texts = list(dict.fromkeys(text for pair in parts.values() for text in pair))
+    # instructions repeat, and each is encoded once
+    parts = {(e["instruction"], bool(e["input"])) for e in examples}
+    texts = sorted({text for part in parts for text in alpaca_parts(*part)})
     ids_of = dict(zip(texts, tok.encode_batch(texts)))
-    inputs = tok.encode_batch([fold(input) for _, input in pairs])
 
+    # the input is encoded apart from what is before and after it, so the cut is a slice
     prompts, is_cut = [], []
-    for (instruction, input), ids in zip(pairs, inputs):
-        before, after = (ids_of[text] for text in parts[instruction, bool(input)])
+    inputs = tok.encode_batch([fold(e["input"]) for e in examples])
+    for e, ids in zip(examples, inputs):
+        before, after = map(ids_of.get, alpaca_parts(e["instruction"], bool(e["input"])))
         room = max_len - len(before) - len(after)
-        prompts.append(np.concatenate([before, ids[:room], after]) if room >= 0 else None)
-        is_cut.append(0 <= room < len(ids))
+        fits = room >= 0
+        prompts.append(np.concatenate([before, ids[:room], after]) if fits else None)
+        is_cut.append(fits and room < len(ids))
     return prompts, is_cut
 
 
 def max_prompt_len(tok, choices, block_size):
-    """-> the most tokens that a prompt may have: the context less the longest choice and its stop
-    token, or less an eighth of the context where there are no choices. One limit for all rows: the
-    cut of an input tells nothing about its answer."""
-    longest = max((len(ids) + 1 for ids in tok.encode_batch(choices)), default=block_size // 8)
-    require(longest <= block_size // 2,
-            f"a choice is {longest} tokens long, of block_size={block_size}: shorten it")
+    """-> the most tokens that a prompt may have: the context less the longest choice
+    and its stop token, or less an eighth of the context where there are no choices.
+    It is one limit for all rows, so the cut of an input tells nothing about its
+    answer."""
+    longest = max((len(ids) + 1 for ids in tok.encode_batch(choices)),
+                  default=block_size // 8)
+    require(longest <= block_size // 2, f"a choice is {longest} tokens long, of "
+            f"block_size={block_size}: shorten it")
     return block_size - longest
 
 
@@ -105,14 +110,15 @@ class Row(NamedTuple):
 
 
 def encode_rows(examples, tok, block_size, max_len):
-    """-> a list with a Row per example, None for one that does not fit into block_size tokens. An
-    input is cut so that its prompt has at most max_len tokens."""
-    prompts, is_cut = encode_prompts(tok, [(e["instruction"], e["input"]) for e in examples], max_len)
+    """-> a list with a Row per example, None for one that does not fit into
+    block_size tokens. An input is cut so that its prompt has at most max_len tokens."""
+    prompts, is_cut = encode_prompts(tok, examples, max_len)
     responses = tok.encode_batch([e["output"] for e in examples])
     rows = [None] * len(examples)
     for i, (e, prompt, response) in enumerate(zip(examples, prompts, responses)):
         if prompt is not None and len(prompt) + len(response) < block_size:
-            rows[i] = Row(prompt, np.append(response, [tok.eot]), e["task"], e["instruction"])
+            response = np.append(response, [tok.eot])
+            rows[i] = Row(prompt, response, e["task"], e["instruction"])
     print_cuts(sum(is_cut), sum(row is None for row in rows), len(rows), max_len)
     return rows
 
@@ -124,24 +130,24 @@ def print_cuts(n_cut, n_left_out, n, max_len):
         print(f"{n_left_out:,} of {n:,} examples do not fit into the context: left out")
 
 
-# ----------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # A tuned model knows prompts of one form
 
 def prompt_form():
-    """-> the prompt of a fixed example, whose DNA is long enough to be folded. A tuned model's
-    checkpoint holds it, as "prompt"."""
+    """-> the prompt of a fixed example, whose DNA is long enough to be folded. A
+    tuned model's checkpoint holds it, as "prompt"."""
     return alpaca_prompt("Is it a promoter?", "GATTACA" * 5)
 
 
 def check_prompt(state, folder):
-    """ValueError if a checkpoint was tuned on prompts of another form than this code writes. A
-    pretrained model, which has no questions, has seen no prompts."""
+    """ValueError if a checkpoint was tuned on prompts of another form than this code
+    writes. A pretrained model, which has no questions, has seen no prompts."""
     require("prompt" in state or "questions" not in state,
-            f"{folder}: tuned before models stored the form of their prompts: use it with commit "
-            "9eba337, or tune it again")
+            f"{folder}: tuned before models stored the form of their prompts: use it "
+            "with commit 9eba337, or tune it again")
     require(state.get("prompt", prompt_form()) == prompt_form(),
-            f"{folder}: this code writes prompts in another form than the model was tuned on: undo "
-            "the change of dna/tasks.py, or tune the model again")
+            f"{folder}: this code writes prompts in another form than the model was "
+            "tuned on: undo the change of dna/tasks.py, or tune the model again")
 
 
 def load_for_prompts(folder, device="cpu", dropout=0.0):
@@ -151,14 +157,14 @@ def load_for_prompts(folder, device="cpu", dropout=0.0):
     return model, tok, state
 
 
-# ----------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Batches
 
 def epoch_batches(rows, batch_size, balance, seed, mix_instructions=False):
-    """-> the batches of an epoch, lists of indices of rows, a function of the seed alone. Rows with
-    the same instruction (unless they are mixed) and of similar length go together: little padding,
-    and a long shared prefix. balance: as in the config; a task that is drawn more often than it has
-    rows repeats them."""
+    """-> the batches of an epoch, lists of indices of rows, a function of the seed
+    alone. Rows with the same instruction (unless they are mixed) and of similar
+    length go together: little padding, and a long shared prefix. balance: as in the
+    config; a task that is drawn more often than it has rows repeats them."""
     rng = np.random.default_rng(seed)
     members = defaultdict(list)
     for i, row in enumerate(rows):
@@ -170,15 +176,15 @@ def epoch_batches(rows, batch_size, balance, seed, mix_instructions=False):
     drawn = np.concatenate([np.resize(rng.permutation(m), n)
                             for m, n in zip(members.values(), np.diff(bounds))])
 
-    # shuffle first, so that ties are random; sort by the length of the prompt alone, because that of
-    # the response would give the label away
+    # shuffle first, so that ties are random; sort by the length of the prompt alone,
+    # because that of the response would give the label away
     drawn = sorted(rng.permutation(drawn).tolist(), key=lambda i: (
         "" if mix_instructions else rows[i].instruction, len(rows[i].prompt)))
     batches = [drawn[i:i + batch_size] for i in range(0, len(drawn), batch_size)]
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-ROUND_TO = 32   # tokens; mixed batches are padded to a multiple of it, so that they have few shapes
+ROUND_TO = 32   # tokens; rows of mixed batches are padded to a multiple: few shapes
 
 
 def collate(rows, prompt_loss=False, mix_instructions=False):
@@ -189,8 +195,8 @@ def collate(rows, prompt_loss=False, mix_instructions=False):
     prefix (P,), which all prompts share; none where instructions are mixed
     at (N,), the positions in idx.flatten() that predict the targets
 
-    With prompt_loss only idx (B, T) and targets (B, T). The prompts have targets too, and those of
-    the padding are -1.
+    With prompt_loss only idx (B, T) and targets (B, T). The prompts have targets
+    too, and those of the padding are -1.
     """
     # the tokens
     P = common_prefix([row.prompt.tolist() for row in rows])
@@ -199,9 +205,11 @@ def collate(rows, prompt_loss=False, mix_instructions=False):
     T = max(len(row.prompt) + len(row.response) for row in rows) - P - 1
     if mix_instructions:
         T = math.ceil(T / ROUND_TO) * ROUND_TO
-    idx, targets = torch.zeros(len(rows), T, dtype=torch.long), torch.full((len(rows), T), -1)
+    idx = torch.zeros(len(rows), T, dtype=torch.long)
+    targets = torch.full((len(rows), T), -1)
     for i, row in enumerate(rows):
-        ids = torch.from_numpy(np.concatenate([row.prompt[P:], row.response]).astype(np.int64))
+        ids = np.concatenate([row.prompt[P:], row.response]).astype(np.int64)
+        ids = torch.from_numpy(ids)
         idx[i, :len(ids) - 1] = ids[:-1]
         first = 0 if prompt_loss else len(row.prompt) - P - 1
         targets[i, first:len(ids) - 1] = ids[first + 1:]
@@ -210,10 +218,11 @@ def collate(rows, prompt_loss=False, mix_instructions=False):
 
     # positions that have a target; found on the CPU, so that the GPU never waits
     at = (targets.flatten() != -1).nonzero()[:, 0]
-    return idx, targets.flatten()[at], torch.from_numpy(rows[0].prompt[:P].astype(np.int64)), at
+    prefix = torch.from_numpy(rows[0].prompt[:P].astype(np.int64))
+    return idx, targets.flatten()[at], prefix, at
 
 
-# ----------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # The probability of each label
 
 class Answer(NamedTuple):
@@ -223,45 +232,47 @@ class Answer(NamedTuple):
 
 
 def choices_of(example):
-    """An example without choices has one: its output, which greedy decoding would write or not."""
+    """An example without choices has one, its output: greedy decoding writes it or
+    not."""
     return example.get("choices") or [example["output"]]
 
 
 def label_probabilities(model, tok, examples, max_len, machine, what, batch_size=64):
-    """How likely each choice is as the answer to an example. Where both strands have the same
-    answer, the probability is the mean of both.
+    """How likely each choice is as the answer to an example. Where both strands have
+    the same answer, the probability is the mean of both.
 
     max_len: the most tokens that a prompt may have
-    what: a word for the progress bar
-    -> a list with an Answer per example, None for one that does not fit into the context
+    what: a word for the progress bar, "" for none
+    -> a list with an Answer per example, None where it does not fit into the context
     """
     # the prompts, those of the other strand at the end
     rows = examples + other_strand(examples)
-    prompts, is_cut = encode_prompts(tok, [(e["instruction"], e["input"]) for e in rows], max_len)
+    prompts, is_cut = encode_prompts(tok, rows, max_len)
     texts = sorted({choice for e in rows for choice in choices_of(e)})
-    ids_of = {text: [*ids.tolist(), tok.eot] for text, ids in zip(texts, tok.encode_batch(texts))}
+    ids_of = {text: [*ids.tolist(), tok.eot]
+              for text, ids in zip(texts, tok.encode_batch(texts))}
 
-    def fits(i):
-        longest = max(len(ids_of[choice]) for choice in choices_of(rows[i]))
-        return prompts[i] is not None and len(prompts[i]) + longest <= model.config.block_size
+    # their batches: the same choices, then the same instruction and similar lengths.
+    # Lengths within 16 stay in their order, because neighbours, such as the mutants of
+    # a sequence, may have a long prefix in common.
+    batches = defaultdict(list)
+    for i, (e, prompt) in enumerate(zip(rows, prompts)):
+        longest = max(len(ids_of[choice]) for choice in choices_of(e))
+        if prompt is not None and len(prompt) + longest <= model.config.block_size:
+            key = tuple(choices_of(e)), e["instruction"], len(prompt) // 16
+            batches[key].append(i)
 
-    def kind(i):
-        # lengths within 16 stay in their order: neighbours, such as mutants of a sequence, may have
-        # a long prefix in common
-        return choices_of(rows[i]), rows[i]["instruction"], len(prompts[i]) // 16
-
-    # batches have the same choices; the same instruction and similar lengths make them fast
+    # their answers
     answers = [None] * len(rows)
-    order = sorted(filter(fits, range(len(rows))), key=kind)
-    few = len(order) <= batch_size      # done before a bar is read
-    bar = tqdm(total=len(order), desc=what, unit=" rows", disable=few or not machine.is_main or None)
-    for choices, group in itertools.groupby(order, key=lambda i: choices_of(rows[i])):
-        group = list(group)
-        for start in range(0, len(group), batch_size):
-            batch = group[start:start + batch_size]
+    bar = tqdm(total=len(rows), desc=what, unit=" rows",
+               disable=None if what and machine.is_main else True)
+    for (choices, *_), members in sorted(batches.items()):
+        choices = [ids_of[choice] for choice in choices]
+        for start in range(0, len(members), batch_size):
+            batch = members[start:start + batch_size]
             with machine.autocast():
-                nats, is_greedy = model.log_likelihoods([prompts[i].tolist() for i in batch],
-                                                        [ids_of[choice] for choice in choices])
+                nats, is_greedy = model.log_likelihoods(
+                    [prompts[i].tolist() for i in batch], choices)
             log_p = nats.cpu().double().log_softmax(dim=1).numpy()
             for i, *answer in zip(batch, log_p, is_greedy.cpu().numpy()):
                 answers[i] = Answer(*answer, is_cut[i])
@@ -273,25 +284,27 @@ def label_probabilities(model, tok, examples, max_len, machine, what, batch_size
     for i, other in zip(both, answers[len(examples):]):
         if answers[i] and other:
             log_p = np.logaddexp(answers[i].log_p, other.log_p) - math.log(2)
-            answers[i] = Answer(log_p, answers[i].is_greedy, answers[i].is_cut or other.is_cut)
+            is_cut = answers[i].is_cut or other.is_cut
+            answers[i] = Answer(log_p, answers[i].is_greedy, is_cut)
     return answers[:len(examples)]
 
 
-# ----------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Scores
 
 def score(model, tok, examples, max_len, cfg, machine):
     """-> {task: what score_task() says}"""
-    # each process answers its share; without gradients, there is memory for four times as many rows
+    # each process answers its share; without gradients there is memory for more rows
     model.eval()
-    share = label_probabilities(model, tok, examples[machine.rank::machine.world], max_len, machine,
-                                "scoring", 4 * cfg.batch_size)
+    share = examples[machine.rank::machine.world]
+    share = label_probabilities(model, tok, share, max_len, machine, "scoring",
+                                4 * cfg.batch_size)
     answers = [None] * len(examples)
     for rank, share in enumerate(machine.gather(share)):
         answers[rank::machine.world] = share
     if machine.is_main:
-        print_cuts(sum(a is not None and a.is_cut for a in answers), answers.count(None),
-                   len(answers), max_len)
+        n_cut = sum(answer is not None and answer.is_cut for answer in answers)
+        print_cuts(n_cut, answers.count(None), len(answers), max_len)
 
     answered = by_task([e | {"answer": a} for e, a in zip(examples, answers)])
     return {task: score_task(answered[task]) for task in sorted(answered)}
@@ -300,9 +313,10 @@ def score(model, tok, examples, max_len, cfg, machine):
 def score_task(examples):
     """Score a task's examples, each with its "answer".
 
-    -> {n, exact_match, majority, and what judge() says}. exact_match is the share that greedy
-    decoding answers rightly and then stops. majority is the accuracy of always giving the most
-    frequent answer. The rest takes the likeliest choice, and leaves out examples without choices.
+    -> {n, exact_match, majority, and what judge() says}. exact_match is the share
+    that greedy decoding answers rightly and then stops. majority is the accuracy of
+    always giving the most frequent answer. The rest takes the likeliest choice, and
+    leaves out examples without choices.
     """
     answered = [e for e in examples if e["answer"]]
     exact = [e["answer"].is_greedy[choices_of(e).index(e["output"])] for e in answered]
@@ -316,12 +330,12 @@ def score_task(examples):
             "majority": most_frequent / len(examples)}
 
 
-# ----------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Tuning
 
 def examples_to_tune(cfg, test):
-    """-> the examples of cfg.tasks, without the tasks to leave out and without those that `test`,
-    which is scored, gives away"""
+    """-> the examples of cfg.tasks, without the tasks to leave out and without those
+    that `test`, which is scored, gives away"""
     examples = read_examples(cfg.tasks)
     names, left_out = {e["task"] for e in examples}, set()
     for pattern in cfg.leave_out:
@@ -333,25 +347,28 @@ def examples_to_tune(cfg, test):
 
     leaks = find_leaks(examples, test)
     if leaks:
-        print(f"{len(leaks):,} of {len(examples):,} rows overlap with rows of eval_tasks: left out")
+        print(f"{len(leaks):,} of {len(examples):,} rows overlap with rows of "
+              "eval_tasks: left out")
     examples = [e for i, e in enumerate(examples) if i not in leaks]
     require(examples, f"{', '.join(cfg.tasks)}: nothing is left to tune on")
     return examples
 
 
 def hold_out(examples, cfg):
-    """-> (validation examples, training examples). Reverse complements are added to the training
-    examples only after the split, so that none is of a held-out example."""
+    """-> (validation examples, training examples). Reverse complements are added to the
+    training examples alone, so that none is of a held-out example."""
     order = np.random.default_rng(cfg.seed).permutation(len(examples))
     n_val = max(1, int(len(examples) * cfg.val_fraction))
-    val, train = [examples[i] for i in order[:n_val]], [examples[i] for i in order[n_val:]]
-    return val, train + other_strand(train)
+    train = [examples[i] for i in order[n_val:]]
+    return [examples[i] for i in order[:n_val]], train + other_strand(train)
 
 
 def plan_batches(rows, cfg, machine, collate):
-    """-> (cfg with its max_steps, the function from a step to this process's micro-batches that
-    fit() wants). Batch k of the run is batch k % n of epoch k // n."""
-    n, accumulation = math.ceil(len(rows) / cfg.batch_size), cfg.gradient_accumulation_steps
+    """-> (cfg with its max_steps, the function from a step to this process's
+    micro-batches that fit() wants). Of n batches an epoch, batch k of the run is batch
+    k % n of epoch k // n."""
+    n = math.ceil(len(rows) / cfg.batch_size)
+    accumulation = cfg.gradient_accumulation_steps
     if not cfg.max_steps:
         cfg = replace(cfg, max_steps=math.ceil(cfg.epochs * n / accumulation))
 
@@ -377,8 +394,9 @@ def plan_batches(rows, cfg, machine, collate):
 
 
 def held_out_loss(model, rows, to_batch, cfg, machine):
-    """rows: {task: its held-out rows} -> nats per token of the responses, over all processes. It is
-    the mean over tasks, as in the scores: a task of many rows does not choose best.pt alone."""
+    """rows: {task: its held-out rows} -> nats per token of the responses, over all
+    processes. It is the mean over tasks, as in the scores: a task of many rows does
+    not choose best.pt alone."""
     losses = []
     for members in rows.values():
         nats, count = 0.0, 0
@@ -395,22 +413,23 @@ def held_out_loss(model, rows, to_batch, cfg, machine):
 
 
 def tune(model, tok, examples, max_len, cfg, machine, extra):
-    """Tune `model` on examples, some of which are held out -> the model with the lowest loss on
-    those. extra: as in train.fit()"""
+    """Tune `model` on examples, some of which are held out -> the model with the
+    lowest loss on those. extra: as in train.fit()"""
     # rows, to tune on and held out
     block_size = model.config.block_size
     require(not cfg.mix_instructions or block_size % ROUND_TO == 0,
-            f"mix_instructions: rows are padded to multiples of {ROUND_TO} tokens, and the context of "
-            f"{cfg.init_from}, {block_size} tokens, is none: tune without it")
+            f"mix_instructions pads rows to multiples of {ROUND_TO} tokens, and the "
+            f"context of {cfg.init_from}, {block_size} tokens, is none: tune without it")
     val, train = ([row for row in encode_rows(part, tok, block_size, max_len) if row]
                   for part in hold_out(examples, cfg))
-    require(val and train, f"{', '.join(cfg.tasks)}: {len(examples)} rows are too few to tune on")
+    require(val and train,
+            f"{', '.join(cfg.tasks)}: {len(examples)} rows are too few to tune on")
     val_rows = {task: [row for row in val if row.task == task]
                 for task in sorted({row.task for row in val})}
     if machine.is_main:
         mean = np.mean([len(row.prompt) + len(row.response) for row in train])
-        print(f"{len(train):,} rows of {len({row.task for row in train})} tasks, {mean:.0f} tokens "
-              "each")
+        print(f"{len(train):,} rows of {len({row.task for row in train})} tasks, "
+              f"{mean:.0f} tokens each")
 
     # batches and their loss
     to_batch = functools.partial(collate, prompt_loss=cfg.prompt_loss,
@@ -432,29 +451,35 @@ def tune(model, tok, examples, max_len, cfg, machine, extra):
 
 
 def describe_tuning(train, test, max_len, cfg):
-    """-> what checkpoints hold besides the model: fingerprints for --resume; the form of the
-    prompts; and for sample.py a question per task, in the words of the test rows"""
+    """-> what checkpoints hold besides the model: fingerprints for --resume; the
+    form of the prompts; and for sample.py a question per task, in the words of the
+    test rows"""
     tasks = {e["task"] for e in train}
     questions = {e["task"]: {"instruction": e["instruction"], "choices": e["choices"],
-                             "has_input": bool(e["input"]), "is_dna": is_dna(e["input"]),
+                             "is_dna": is_dna(e["input"]),
                              "either_strand": e.get("either_strand", False)}
                  for e in train + test if e.get("choices") and e["task"] in tasks}
-    return {"tokenizer_sha256": config.file_sha256(os.path.join(cfg.init_from, "tokenizer.json")),
-            "data_sha256": hashlib.sha256(json.dumps([max_len, train]).encode()).hexdigest(),
+    data = json.dumps([max_len, train]).encode()
+    tokenizer = os.path.join(cfg.init_from, "tokenizer.json")
+    return {"tokenizer_sha256": config.file_sha256(tokenizer),
+            "data_sha256": hashlib.sha256(data).hexdigest(),
             "prompt": prompt_form(), "questions": questions}
 
 
-# ----------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
+# The run
 
 def check_out_dir(cfg):
-    """ValueError if what is in out_dir would be overwritten, OSError if it cannot be written"""
+    """ValueError if what is in out_dir would be overwritten, OSError if nothing can be
+    written there"""
     config.check_output(os.path.join(cfg.out_dir, "scores.json"))
     same = os.path.realpath(cfg.out_dir) == os.path.realpath(cfg.init_from)
-    require(not same or not cfg.epochs, f"out_dir={cfg.out_dir} is init_from, whose weights would be "
-            "overwritten: give another out_dir")
-    require(same or cfg.epochs or not os.path.exists(os.path.join(cfg.out_dir, "best.pt")),
-            f"out_dir={cfg.out_dir} holds another model than init_from={cfg.init_from}, and its "
-            "scores.json would be overwritten: give another out_dir")
+    require(not same or not cfg.epochs, f"out_dir={cfg.out_dir} is init_from, whose "
+            "weights would be overwritten: give another out_dir")
+    holds_model = os.path.exists(os.path.join(cfg.out_dir, "best.pt"))
+    require(same or cfg.epochs or not holds_model,
+            f"out_dir={cfg.out_dir} holds another model than init_from={cfg.init_from}, "
+            "and its scores.json would be overwritten: give another out_dir")
     if cfg.epochs:
         check_no_run(cfg)
 
@@ -479,9 +504,9 @@ def main(argv):
         extra = describe_tuning(train, test, max_len, cfg)
         model = tune(model, tok, train, max_len, cfg, machine, extra)
         scores = score(model, tok, test, max_len, cfg, machine)
-        tasks = {e["task"] for e in train}
-        for task in scores:
-            scores[task] |= {"tuned": task in tasks, "zero_shot_mcc": before[task]["mcc"]}
+        tuned = {e["task"] for e in train}
+        for task, s in scores.items():
+            s |= {"tuned": task in tuned, "zero_shot_mcc": before[task]["mcc"]}
 
     # the table, and scores.json
     if machine.is_main:
@@ -491,9 +516,10 @@ def main(argv):
         os.makedirs(cfg.out_dir, exist_ok=True)
         path = os.path.join(cfg.out_dir, "scores.json")
         config.write_json(path, result)
-        model_dir = cfg.out_dir if cfg.epochs else cfg.init_from
-        print(f"wrote {cfg.out_dir if cfg.epochs else path}; next: "
-              f"{config.next_command('sample', argv, out_dir=model_dir)}, with --chat to talk to it")
+        folder = cfg.out_dir if cfg.epochs else cfg.init_from
+        command = config.next_command("sample", argv, out_dir=folder)
+        print(f"wrote {cfg.out_dir if cfg.epochs else path}; next: {command}, with "
+              "--chat to talk to it")
     machine.close()
 
 

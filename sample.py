@@ -1,16 +1,19 @@
 """
-Ask a model: answer, chat, complete a text; label, explain, compare, score, embed sequences.
+Ask a model: answer, chat, complete a text; label, explain, compare, score, embed
+sequences.
 
-    python sample.py                                      # the toy model answers an instruction
+    python sample.py                        # the toy model answers an instruction
     python sample.py --chat
     python sample.py --instruction="..." --input=ACGT... --choices=yes,no
     python sample.py --prompt="The cell is" --temperature=0.8 --out_dir=out/toy
     python sample.py --predict=genes.csv --task=promoter --output=labels.tsv
     python sample.py --explain=ACGT... --task=promoter --output=why.tsv
-    python sample.py --compare=ref.fa,alt.fa --out_dir=out/toy      # --score=x.fa, --embed=x.fa
+    python sample.py --compare=ref.fa,alt.fa --out_dir=out/toy
+    python sample.py --score=genes.fa --out_dir=out/toy
 
-It needs nothing but a folder that train.py or instruct.py has written. A sequence that is too long
-for a prompt is cut at its end, and that is said. tools/analyze.py tells what files may be.
+It needs nothing but a folder that train.py or instruct.py has written. A sequence
+that is too long for a prompt is cut at its end, and that is said. tools/analyze.py
+tells what a file may be.
 """
 import atexit
 import codecs
@@ -30,7 +33,8 @@ from config import require
 from config.machine import Machine, find_device
 from dna.read import clean_dna, clean_input, is_dna
 from dna.tasks import INPUT, INSTRUCTION, RESPONSE, alpaca_prompt
-from instruct import encode_prompts, label_probabilities, load_for_prompts, max_prompt_len
+from instruct import (encode_prompts, label_probabilities, load_for_prompts,
+                      max_prompt_len)
 from model import GPT
 from tools import analyze
 
@@ -53,7 +57,7 @@ class SampleConfig(analyze.AnalyzeConfig):
     # How to write
     num_samples: int = 1            # completions of the prompt, or answers
     max_new_tokens: int = 128       # longest answer
-    temperature: float = 0.0        # 0: greedy decoding; 1: draw from the model's distribution
+    temperature: float = 0.0        # 0: greedy decoding; 1: draw as the model says
     top_k: int = 50                 # draw among the k most likely tokens; 0: among all
     seed: int = 1337                # of the draws
 
@@ -63,9 +67,9 @@ class Session(NamedTuple):
     model: GPT
     tok: Tokenizer
     cfg: SampleConfig
-    questions: list                 # that the model was tuned on, as instruct.py stores them
-    max_len: int                    # the most tokens that a prompt may have, as in tuning
-    machine: Machine                # float32, because figures are compared with each other
+    questions: list             # that the model was tuned on, as instruct.py stores them
+    max_len: int                # the most tokens that a prompt may have, as in tuning
+    machine: Machine            # in float32, because figures are compared
     generator: torch.Generator
 
 
@@ -76,11 +80,12 @@ GUESS = "the model was not tuned on this question: its answer is a guess"
 
 
 def find_question(instruction, questions):
-    """-> which of the questions that the model was tuned on an instruction asks, in the same words
-    or by naming all its choices; None if it asks none of them"""
+    """-> which of the questions that the model was tuned on an instruction asks, in
+    the same words or by naming all its choices; None if it asks none of them"""
     def names_all(choices):
+        # the longest first, as "No Mark" does not name "Mark"
         text = instruction
-        for choice in sorted(choices, key=len, reverse=True):   # "No Mark" does not name "Mark"
+        for choice in sorted(choices, key=len, reverse=True):
             text, n = re.subn(rf"(?<!\w){re.escape(choice)}(?!\w)", "|", text)
             if not n:
                 return False
@@ -92,18 +97,19 @@ def find_question(instruction, questions):
 
 
 def make_question(instruction, choices, questions):
-    """What an instruction asks, as an example without its input: a dict with "instruction" and
-    "choices" (these, or else those of the question that it asks), and what else is known of the
-    question that the model was tuned on"""
-    tuned = find_question(instruction, questions) or {"choices": ()}
-    if questions and "task" not in tuned:
+    """What an instruction asks -> an example without its input, in the words of the
+    instruction. It has what the model was told of the question in tuning, and `choices`
+    in place of the question's own, if they are given."""
+    question = find_question(instruction, questions) or {"choices": []}
+    if questions and "task" not in question:
         print(GUESS, file=sys.stderr)
-    return tuned | {"instruction": instruction, "choices": list(choices or tuned["choices"])}
+    choices = list(choices) or question["choices"]
+    return question | {"instruction": instruction, "choices": choices}
 
 
 def lacks_input(question, input):
-    """Whether a question about a sequence is asked without one"""
-    return question.get("has_input", False) and not input
+    """Whether a question about DNA is asked without a sequence"""
+    return question.get("is_dna", False) and not input
 
 
 # --------------------------------------------------------------------------------------
@@ -111,10 +117,12 @@ def lacks_input(question, input):
 
 def write(s, ids):
     """Print what the model writes after `ids`, while it writes -> the text"""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")      # tokens split characters
+    # tokens split characters
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
     text = ""
     for token in s.model.generate(ids, s.cfg.max_new_tokens, s.cfg.temperature,
-                                  s.cfg.top_k or None, s.tok.eot, s.generator, len(s.tok)):
+                                  s.cfg.top_k or None, s.tok.eot, s.generator,
+                                  len(s.tok)):
         if token != s.tok.eot:
             new = decoder.decode(s.tok.decode_bytes([token]))
             print(new, end="", flush=True)
@@ -124,25 +132,26 @@ def write(s, ids):
 
 
 def probabilities(s, question, input):
-    """-> "(promoter: 98.2%, Non-promoter: 1.8%)", as shares of the choices' total likelihood; the
-    mean of both strands where both have the same answer"""
-    example = question | {"input": input}
-    (answer,) = label_probabilities(s.model, s.tok, [example], s.max_len, s.machine, "answering")
+    """-> "(promoter: 98.2%, Non-promoter: 1.8%)", as shares of the choices' total
+    likelihood; the mean of both strands where both have the same answer"""
+    examples = [question | {"input": input}]
+    (answer,) = label_probabilities(s.model, s.tok, examples, s.max_len, s.machine, "")
     ranked = sorted(zip(np.exp(answer.log_p), question["choices"]), reverse=True)
     both = "both strands: " if question.get("either_strand") else ""
     return f"({both}" + ", ".join(f"{choice}: {p:.1%}" for p, choice in ranked) + ")"
 
 
 def answer(s, instruction, input, show_prompt=False):
-    """Print the answer to an instruction, and the probabilities of cfg.choices, or else of its
-    question's, if the answer is one of them."""
+    """Print the answer to an instruction, and the probabilities of cfg.choices, or
+    else of its question's, if the answer is one of them."""
     question = make_question(instruction, s.cfg.choices, s.questions)
     require(not lacks_input(question, input),
             "this question is about a sequence: give one as the input")
     if question.get("is_dna"):
         input = clean_dna(input, "the input")
-    (ids,), _ = encode_prompts(s.tok, [(instruction, input)], s.max_len)
-    require(ids is not None, f"the instruction does not fit into {s.max_len} tokens: shorten it")
+    (ids,), _ = encode_prompts(s.tok, [question | {"input": input}], s.max_len)
+    require(ids is not None,
+            f"the instruction does not fit into {s.max_len} tokens: shorten it")
 
     # what to know before reading the answer
     if input:
@@ -163,22 +172,25 @@ def answer(s, instruction, input, show_prompt=False):
             print(probabilities(s, question, input))
 
 
-# ----------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Chat
 
-DNA_RUN = re.compile(r"\b[ACGTUN]{12,}\b", re.IGNORECASE)     # no English word has so many
-LAST_LINE = re.compile(r"[\d\sACGTUN]+", re.IGNORECASE)       # of a sequence, too short by itself
+# no English word has so many of these letters
+DNA_RUN = re.compile(r"\b[ACGTUN]{12,}\b", re.IGNORECASE)
+# of a sequence, which may be too short to be DNA by itself
+LAST_LINE = re.compile(r"[\d\sACGTUN]+", re.IGNORECASE)
 
 
 def is_sequence(line):
-    return clean_input(line.lower(), "the sequence").isupper()      # words stay in lower case
+    # words stay in lower case
+    return clean_input(line.lower(), "the sequence").isupper()
 
 
 def parse_message(text, questions):
     """What somebody typed or pasted -> (instruction, DNA), either of which may be empty
 
-    FASTA headers are skipped. A question's number or its task's name asks it, and all else is its
-    sequence. Otherwise DNA is told from words line by line.
+    FASTA headers are skipped. A question's number or its task's name asks it, and
+    all else is its sequence. Otherwise DNA is told from words line by line.
     """
     # a prompt as sample.py prints it
     if INSTRUCTION in text:
@@ -194,10 +206,12 @@ def parse_message(text, questions):
         name, *rest = lines[0].split(maxsplit=1)
         lines[0] = " ".join([numbers[name], *rest])
 
-    # a number, and its sequence (or what is meant as one: capitals) on the same line or below
+    # a number, and its sequence (or what is meant as one: capitals) on the same line or
+    # below
     number = re.match(r"(\d+)[.:)]?(?!\S)", lines[0]) if lines and questions else None
     rest = lines[0][number.end():] if number else ""
-    if number and (not rest.strip() or is_sequence(rest) or re.fullmatch("[A-Z ]+", rest)):
+    if number and (not rest.strip() or is_sequence(rest)
+                   or re.fullmatch("[A-Z ]+", rest)):
         if not 1 <= int(number[1]) <= len(questions):
             raise ValueError(f"questions have the numbers 1 to {len(questions)}")
         instruction = questions[int(number[1]) - 1]["instruction"]
@@ -215,9 +229,9 @@ def parse_message(text, questions):
 
 
 def read_message(questions):
-    """Read lines until they are a whole message -> (instruction, DNA). A blank line ends it, but
-    not between a question and its sequence, nor in a pasted prompt. EOFError where there is
-    nothing to read."""
+    """Read lines until they are a whole message -> (instruction, DNA). A blank line
+    ends it, but not between a question and its sequence, nor in a pasted prompt.
+    EOFError where there is nothing to read."""
     text, prompt = "", "> "
     while True:
         # a line, or a whole paste
@@ -245,9 +259,10 @@ def read_message(questions):
 
 
 def keep_whole_pastes():
-    """Switch on readline: line editing, and a history of the session. Between prompts it leaves the
-    terminal in its canonical mode, which drops what exceeds 4,095 characters of a line: bases of a
-    sequence that is pasted together with its question. Out of that mode nothing is dropped."""
+    """Switch on readline: line editing, and a history of the session. Between
+    prompts it leaves the terminal in its canonical mode, which drops what exceeds
+    4,095 characters of a line: bases of a sequence that is pasted together with its
+    question. Out of that mode nothing is dropped."""
     with suppress(ImportError):     # not on Windows
         import readline  # noqa: F401
         import termios
@@ -259,7 +274,8 @@ def keep_whole_pastes():
 
 
 def chat(s):
-    """Answer one message after the other; nothing is remembered from one to the next."""
+    """Answer one message after the other; nothing is remembered from one to the
+    next."""
     keep_whole_pastes()
 
     # what can be asked, and how
@@ -267,8 +283,9 @@ def chat(s):
         print(f"{number:4}  {q['task']}: {', '.join(q['choices'])}")
     if not s.questions:
         print("This model was not tuned on questions with choices.")
-    print("Type a question's number, or an instruction, and below it a DNA sequence. An empty "
-          "line\nends a message; Ctrl-C drops it, or stops an answer; Ctrl-D ends the chat.\n")
+    print("Type a question's number, or an instruction, and below it a DNA sequence. An "
+          "empty line\nends a message; Ctrl-C drops it, or stops an answer; Ctrl-D ends "
+          "the chat.\n")
 
     # a second Ctrl-C in a row at the prompt ends the chat
     stopping = False
@@ -277,7 +294,8 @@ def chat(s):
         try:
             instruction, dna = read_message(s.questions)
             stopping = False
-            require(instruction, "a sequence without a question: begin with the question")
+            require(instruction,
+                    "a sequence without a question: begin with the question")
             answer(s, instruction, dna)
         except ValueError as e:
             print(e)
@@ -301,14 +319,15 @@ def load(cfg):
 
     # the instruction of a task
     instructions = {q["task"]: q["instruction"] for q in questions}
-    require(cfg.task in ["", *instructions], f"task={cfg.task}: the model of {cfg.out_dir} was tuned "
-            f"on {', '.join(instructions) or 'no tasks'}")
+    require(cfg.task in ["", *instructions], f"task={cfg.task}: the model of "
+            f"{cfg.out_dir} was tuned on {', '.join(instructions) or 'no tasks'}")
     cfg = replace(cfg, instruction=cfg.instruction or instructions.get(cfg.task, ""))
 
     # room for the longest choice of all questions, as in tuning
     choices = cfg.choices or [choice for q in questions for choice in q["choices"]]
     max_len = max_prompt_len(tok, choices, model.config.block_size)
-    return Session(model.eval(), tok, cfg, questions, max_len, Machine(device, torch.float32),
+    return Session(model.eval(), tok, cfg, questions, max_len,
+                   Machine(device, torch.float32),
                    torch.Generator(device).manual_seed(cfg.seed))
 
 
@@ -320,8 +339,8 @@ def main(argv):
     use = uses[0] if uses else "answer"
     require(not cfg.input or cfg.instruction or cfg.task,
             "--input needs an --instruction that says what to do with it, or a --task")
-    require(not os.path.isfile(cfg.input), f"input={cfg.input} is a file: for a file there is "
-            f"--predict={cfg.input}")
+    require(not os.path.isfile(cfg.input),
+            f"input={cfg.input}: a file? Use --predict={cfg.input}")
     if use in analyze.USES:
         analyze.check(cfg, use)
     s = load(cfg)
@@ -341,10 +360,11 @@ def main(argv):
             write(s, s.tok.encode(cfg.prompt))
             print()
     else:
-        instruction, input = (s.cfg.instruction, cfg.input) if s.cfg.instruction else EXAMPLE
-        answer(s, instruction, clean_input(input, "input"), show_prompt=True)
+        example = (s.cfg.instruction, cfg.input) if s.cfg.instruction else EXAMPLE
+        answer(s, example[0], clean_input(example[1], "input"), show_prompt=True)
         if not s.cfg.instruction:
-            print(f"\nnext: {config.next_command('sample', argv, out_dir=cfg.out_dir)} --chat")
+            command = config.next_command("sample", argv, out_dir=cfg.out_dir)
+            print(f"\nnext: {command} --chat")
 
 
 if __name__ == "__main__":

@@ -58,15 +58,14 @@ def attention_weights(model, ids):
 
 def encode_example(tok, example, block_size):
     """-> (ids of an example's prompt, (N,) the index of each base's token)"""
-    instruction, input = example["instruction"], example["input"]
-    (ids,), _ = encode_prompts(tok, [(instruction, input)], block_size)
+    (ids,), _ = encode_prompts(tok, [example], block_size)
     ids = ids.tolist()
 
     # each byte and the index of its token, from the input on; a line break is no base
-    before, _ = alpaca_parts(instruction, has_input=True)
+    before, _ = alpaca_parts(example["instruction"], has_input=True)
     spelled = [(byte, j) for j, i in enumerate(ids) for byte in tok.bytes_of[i]]
     tokens = [j for byte, j in spelled[len(before.encode()):] if byte in b"ACGT"]
-    return ids, np.array(tokens[:len(input)])
+    return ids, np.array(tokens[:len(example["input"])])
 
 
 def attention_on_bases(model, tok, example):

@@ -138,7 +138,7 @@ def test_kept_length(tok, length):
     """What is beyond it does not change the prompt, and what is within it does."""
     text = (BASES * 99)[:length]
     kept = kept_length(session(None, tok), ASK, text)
-    (ids,), (is_cut,) = encode_prompts(tok, [("Is it?", text)], 240)
+    (ids,), (is_cut,) = encode_prompts(tok, [ASK | {"input": text}], 240)
     assert (kept < length) == is_cut and 0 < kept <= length
     sequence = tok.decode(ids).split("### Input:")[1].split("###")[0]
     assert "".join(sequence.split()) == text[:kept]
@@ -169,10 +169,11 @@ def test_a_task_is_asked_as_it_was_tuned(toy, tmp_path, capsys):
     """Its words, its labels, its strands; an untuned question is called a guess."""
     state = torch.load(f"{toy}/out/best.pt", weights_only=True)
     state["questions"] = {"it": {"instruction": "Is it?", "choices": ["yes", "no"],
-                                 "has_input": True, "either_strand": True}}
+                                 "is_dna": True, "either_strand": True}}
     torch.save(state | {"prompt": instruct.prompt_form()}, tmp_path / "best.pt")
     os.symlink(f"{toy}/out/tokenizer.json", tmp_path / "tokenizer.json")
-    (tmp_path / "x.fa").write_text(f">a\n{BASES}\n>b\n{reverse_complement(BASES)}\n")
+    dna = "A" * 40 + "C" * 20
+    (tmp_path / "x.fa").write_text(f">a\n{dna}\n>b\n{reverse_complement(dna)}\n")
     ask = [f"--out_dir={tmp_path}", f"--predict={tmp_path}/x.fa"]
     head, (a, b) = table(run(capsys, *ask, "--task=it"))
     assert head == ["name", "label", "yes", "no", "note"] and a[1:] == b[1:]    # either strand
@@ -363,7 +364,7 @@ def test_compare(toy, toy_session, tmp_path, capsys):
     ask = [f"--out_dir={toy}/out", f"--compare={tmp_path}/pairs.fa"]
     head, rows = table(run(capsys, *ask))
     assert head == ["name_ref", "name_alt", "bases_ref", "bases_alt", "bases_both", "bits_ref", "bits_alt",
-                    "difference", "note"]
+                    "bits_difference", "note"]
     assert [row[:5] for row in rows] == [["a ref", "a alt", "60", "60", "60"], ["b", "b", "20", "20", "20"]]
     a, b = (base_bits(s, dna).sum() for dna in (BASES, changed))
     assert [float(x) for x in rows[0][5:8]] == pytest.approx([a, b, b - a], abs=2e-6)
@@ -381,7 +382,7 @@ def test_compare(toy, toy_session, tmp_path, capsys):
     ("abc", "acd", "b is there 1 times in x/ref.fa and 0 times in x/alt.fa"),
     ("a", "ab", "b is there 0 times in x/ref.fa and 1 times in x/alt.fa"),
     ("a", "aa", "a is there 1 times in x/ref.fa and 2 times in x/alt.fa"),
-    ("aabbc", None, "c is there 1 times in x/ref.fa: a pair has the same name"),
+    ("aabbc", None, "c is there 1 times in x/ref.fa: a pair is once in each"),
     ("aaa", None, "a is there 3 times in x/ref.fa"),
 ])
 def test_what_has_no_partner_is_refused(tmp_path, monkeypatch, ref, alt, message):
@@ -416,23 +417,23 @@ def test_alleles_are_compared_on_the_bases_of_both(toy_session, monkeypatch):
     rng = np.random.default_rng(0)
     dna = "".join(rng.choice(list("ACGT"), size=400))
     hidden = dna[:100] + 100 * "N" + dna[200:]
-    a, b, n = analyze.shared_bits(toy_session, dna, hidden)
-    assert a == b and n == 300                                      # read in the same stretches
-    a, b, n = analyze.shared_bits(toy_session, dna, "N" * 400)
-    assert math.isnan(a) and math.isnan(b) and n == 0
+    a, b = analyze.shared_bits(toy_session, dna, hidden)
+    assert a.tolist() == b.tolist() and len(a) == 300               # read in the same stretches
+    a, b = analyze.shared_bits(toy_session, dna, "N" * 400)
+    assert len(a) == len(b) == 0 and math.isnan(analyze.total(a))
     inserted = dna[:200] + "".join(rng.choice(list("ACGT"), size=30)) + dna[200:]
-    a, b, n = analyze.shared_bits(toy_session, dna, inserted)
-    assert n == 400 and a == pytest.approx(base_bits(toy_session, dna).sum())
-    assert 0 < abs(b - a) < 15                                      # 30 bases cost 60 bits and more
+    a, b = analyze.shared_bits(toy_session, dna, inserted)
+    assert len(a) == len(b) == 400 and a.sum() == pytest.approx(base_bits(toy_session, dna).sum())
+    assert 0 < abs(b.sum() - a.sum()) < 15                          # 30 bases cost 60 bits and more
     monkeypatch.setattr(analyze, "base_bits", lambda s, sequence: np.full(len(sequence), 2.0))
-    assert analyze.shared_bits(toy_session, dna, inserted) == (800, 800, 400)
+    assert [x.tolist() for x in analyze.shared_bits(toy_session, dna, inserted)] == [[2.0] * 400] * 2
 
 
 def test_lengths_that_differ_are_noted(toy, tmp_path, capsys):
     (tmp_path / "x.fa").write_text(f">a\n{BASES}\n>a\n{BASES}ACGTTTN\n")
     head, (row,) = table(run(capsys, f"--out_dir={toy}/out", f"--compare={tmp_path}/x.fa"))
     assert row[2:5] == ["60", "66", "60"]
-    assert row[-1] == "alt: 1 of 67 letters are ambiguous; lengths differ: 60 and 67 letters"
+    assert row[-1] == "lengths differ: 60 and 67 letters; alt: 1 of 67 letters are ambiguous"
 
 
 def test_a_tuned_model_scores_with_a_warning(toy, tmp_path, capsys):
@@ -478,6 +479,7 @@ def test_states_are_those_of_bases(toy_session):
     n = [len(toy_session.tok.encode(part)) for part in parts]
     (joined,) = analyze.mean_states(toy_session, [f"{parts[0]}{'N' * 600}R{parts[1]}"])
     assert joined == pytest.approx(np.average(alone, axis=0, weights=n), abs=1e-5)
+    assert np.isnan(analyze.mean_states(toy_session, ["NNNN", "ACGT"])).all()
 
 
 # -- as a command

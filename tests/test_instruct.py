@@ -62,22 +62,23 @@ def test_collate_by_hand():
 
 def test_encode_prompts(tok):
     """Whole prompts have the ids of their text; a cut one lacks the end of its input."""
-    asked = [("Say it.", ""), ("Find it.", "ACGT" * 30), ("Find it.", "Some prose, CAT and NNACGTACGTA."),
+    texts = [("Say it.", ""), ("Find it.", "ACGT" * 30), ("Find it.", "Some prose, CAT and NNACGTACGTA."),
              ("Say what {braces} are.", " spaces \n")]
-    prompts, is_cut = encode_prompts(tok, asked, 10 ** 6)
+    examples = [{"instruction": instruction, "input": text} for instruction, text in texts]
+    prompts, is_cut = encode_prompts(tok, examples, 10 ** 6)
     assert is_cut == [False] * 4
-    assert [p.tolist() for p in prompts] == [tok.encode(alpaca_prompt(*a)) for a in asked]
+    assert [ids.tolist() for ids in prompts] == [tok.encode(alpaca_prompt(*pair)) for pair in texts]
     before, after = (tok.encode(part) for part in alpaca_parts("Find it.", True))
-    (cut, short), is_cut = encode_prompts(tok, asked[:2][::-1], len(before) + len(after) + 3)
+    (cut, short), is_cut = encode_prompts(tok, examples[:2][::-1], len(before) + len(after) + 3)
     assert cut.tolist() == before + tok.encode("ACGT" * 30)[:3] + after and is_cut == [True, False]
     assert short.tolist() == tok.encode(alpaca_prompt("Say it."))
-    assert encode_prompts(tok, asked[1:2], len(before) + len(after) - 1) == ([None], [False])
+    assert encode_prompts(tok, examples[1:2], len(before) + len(after) - 1) == ([None], [False])
     assert encode_prompts(tok, [], 10) == ([], [])
 
 
 def test_the_second_line_of_folded_dna_begins_a_token(tok):
     dna = random_dna(400)
-    (ids,), _ = encode_prompts(tok, [("Splice?", dna)], 10 ** 6)
+    (ids,), _ = encode_prompts(tok, [{"instruction": "Splice?", "input": dna}], 10 ** 6)
     left, right = tok.encode(dna[:200]), tok.encode(dna[200:])
     assert str(left + tok.encode("\n") + right)[1:-1] in str(ids.tolist())
 
@@ -329,7 +330,7 @@ def test_label_probabilities(toy):
     answers = label_probabilities(model.eval(), tok, examples, 240, CPU, "", batch_size=32)
     choices = [tok.encode(choice) + [tok.eot] for choice in examples[0]["choices"]]
     for i in (0, 77, 149):
-        (ids,), _ = encode_prompts(tok, [("Is it?", examples[i]["input"])], 240)
+        (ids,), _ = encode_prompts(tok, [examples[i]], 240)
         nats, is_greedy = model.log_likelihoods([ids.tolist()], choices)
         assert answers[i].log_p == pytest.approx(nats.log_softmax(dim=1)[0].tolist(), abs=1e-5)
         assert answers[i].is_greedy.tolist() == is_greedy[0].tolist()
@@ -347,7 +348,7 @@ def test_neighbours_share_a_batch(toy, monkeypatch):
     mutants = [{"instruction": "Is it?", "input": dna[:i] + base + dna[i + 1:], "choices": ["yes", "no"]}
                for i in range(60) for base in "ACGT"]
     label_probabilities(model, tok, mutants, 240, CPU, "")
-    prompts, _ = encode_prompts(tok, [("Is it?", e["input"]) for e in mutants], 240)
+    prompts, _ = encode_prompts(tok, mutants, 240)
     expected = sorted(prompts, key=lambda ids: len(ids) // 16)
     assert [ids for batch in batches for ids in batch] == [ids.tolist() for ids in expected]
     assert len({len(ids) for batch in batches for ids in batch}) > 2 and len(batches) <= 5

@@ -23,11 +23,10 @@ from train import load_model
 ROOT = os.path.dirname(os.path.abspath(sample.__file__))
 BASES = "ACGTTGCAAC" * 6
 QUESTIONS = [
-    {"task": "bases", "instruction": "Is it DNA?", "choices": ["yes", "no"], "has_input": True},
+    {"task": "bases", "instruction": "Is it DNA?", "choices": ["yes", "no"], "is_dna": True},
     {"task": "tail", "instruction": "One of: yes, no, perhaps.",
-     "choices": ["yes", "no", "perhaps"], "has_input": True},
-    {"task": "sums", "instruction": "What is 1 + 1?", "choices": ["two", "three"],
-     "has_input": False},
+     "choices": ["yes", "no", "perhaps"], "is_dna": True},
+    {"task": "sums", "instruction": "What is 1 + 1?", "choices": ["two", "three"]},
 ]
 
 
@@ -132,7 +131,7 @@ def test_a_bad_output_is_refused_at_once(toy, tmp_path, monkeypatch):
 
 def test_a_file_is_no_input(toy, tmp_path):
     (tmp_path / "genes.fa").write_text(f">a\n{BASES}\n")
-    with pytest.raises(ValueError, match="genes.fa is a file: for a file there is --predict=.*genes.fa"):
+    with pytest.raises(ValueError, match="genes.fa: a file\\? Use --predict=.*genes.fa"):
         sample.main([f"--out_dir={toy}/out", "--instruction=Is it?", f"--input={tmp_path}/genes.fa"])
 
 

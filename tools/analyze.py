@@ -1,13 +1,14 @@
 """
-Ask a model about files of sequences: sample.py --predict, --explain, --compare, --score, --embed.
+Ask a model about files of sequences: sample.py --predict, --explain, --compare,
+--score, --embed.
 
-A file is FASTA, or a table with a column `sequence`. It may be packed (gzip, xz, bzip2), and - is
-standard input. Results are tab-separated, in the order of the file. They are written to
---output (gzipped if its name ends in .gz), or else printed. A note tells what was not read of a
-sequence.
+A file is FASTA, or a table with a column `sequence`. It may be packed (gzip, xz,
+bzip2), and - is standard input. Results are tab-separated, in the order of the file.
+They are written to --output (gzipped if its name ends in .gz), or else printed. A note
+tells what was not read of a sequence.
 
-The functions take `s`, the Session that sample.py has loaded, and a question, which is an example
-without its input.
+The functions take `s`, the Session that sample.py has loaded, and a question, which is
+an example without its input.
 
 Shapes: N sequences, K choices, L letters, B batch, T time (tokens), C channels.
 """
@@ -36,14 +37,17 @@ from instruct import encode_prompts, label_probabilities
 class AnalyzeConfig:
     # The question
     instruction: str = ""           # what to do
-    task: str = ""                  # in its place: a task that the model was tuned on, by name
+    task: str = ""                  # in its place: a task of the model's tuning, by name
     choices: tuple = ()             # the possible answers, if not those of the task
     # Files of sequences, for one of these uses
-    predict: str = ""               # file: a label for each sequence, and the labels' probabilities
-    explain: str = ""               # file or sequence: the bases that the label depends on
-    compare: tuple = ()             # file of pairs, or two files: reference and alternative alleles
+    predict: str = ""               # file: the label of each sequence, and probabilities
+    explain: str = ""               # file or sequence: the bases that a label depends on
+    compare: tuple = ()             # two files: reference and alternative alleles. Those
+                                    # whose names begin with the same word are a pair.
+                                    # In one file a pair is two records, reference
+                                    # first.
     score: str = ""                 # file: bits and bits per base of each sequence
-    embed: str = ""                 # file: mean of the final hidden states, to --output=NAME.npy
+    embed: str = ""                 # file: mean hidden states, to --output=NAME.npy
     output: str = ""                # file for the result; .gz is packed
 
 
@@ -51,13 +55,15 @@ class AnalyzeConfig:
 # Files
 
 def read_sequences(path, shortest=1):
-    """A FASTA file or a table -> list of (name, sequence), ambiguous letters in it"""
+    """A FASTA file or a table -> list of (name, sequence), ambiguous letters
+    included"""
     path = "/dev/stdin" if path == "-" else path
     lines = [(number, line) for number, line in read_lines(path) if not line.isspace()]
     if lines[0][1].startswith((">", ";")):
         named = list(read_fasta(lines, path))
     else:
-        named = [(row.name, row.sequence) for row in read_table(lines, path, labelled=False)]
+        rows = read_table(lines, path, labelled=False)
+        named = [(row.name, row.sequence) for row in rows]
     for name, sequence in named:
         require(len(sequence) >= shortest, f"{path}: {name}: no sequence")
     return named
@@ -65,8 +71,8 @@ def read_sequences(path, shortest=1):
 
 @contextmanager
 def results(path):
-    """-> a text file to write to: `path` when all is well and complete, or standard output"""
-    if not path:
+    """-> a text file to write to: `path` when all is complete, or standard output"""
+    if path in ("", "-"):
         yield sys.stdout
         return
     with replacing(path) as temporary:
@@ -78,15 +84,20 @@ def results(path):
 
 def tsv(*cells):
     """-> a line of a result; numbers that are not whole have six decimals"""
-    return "\t".join(f"{c:.6f}" if isinstance(c, float) else str(c) for c in cells) + "\n"
+    cells = (f"{c:.6f}" if isinstance(c, float) else str(c) for c in cells)
+    return "\t".join(cells) + "\n"
 
 
 # --------------------------------------------------------------------------------------
 # What is read of a sequence
 
+def count_bases(sequence):
+    return sum(map(len, stretches(sequence)))
+
+
 def note(sequence, kept=None):
-    """-> what to know of the result of a sequence, or "". kept: how many of its letters were read,
-    from its beginning; by default all"""
+    """-> what to know of the result of a sequence, or "". kept: how many of its
+    letters were read, from its beginning; by default all"""
     remarks = []
     if not stretches(sequence):
         remarks.append(f"no {SHORTEST} bases in a row")
@@ -99,10 +110,11 @@ def note(sequence, kept=None):
 
 def kept_length(s, question, text):
     """-> how many letters of an input its prompt holds; the others are cut off"""
-    (ids,), (is_cut,) = encode_prompts(s.tok, [(question["instruction"], text)], s.max_len)
+    example = question | {"input": text}
+    (ids,), (is_cut,) = encode_prompts(s.tok, [example], s.max_len)
     if not is_cut:
         return len(text)
-    (whole,), _ = encode_prompts(s.tok, [(question["instruction"], text)], sys.maxsize)
+    (whole,), _ = encode_prompts(s.tok, [example], sys.maxsize)
     # white space is not counted, as a prompt may break a line of DNA
     n_all, n_kept = (len("".join(s.tok.decode(part).split())) for part in (whole, ids))
     return max(0, len(text) - n_all + n_kept)
@@ -112,45 +124,51 @@ def kept_length(s, question, text):
 # Labels
 
 def ask(s, question, sequences, what):
-    """-> log-probabilities of the choices for each sequence, float64 (N, K), nan for what is no DNA
-    to the model. what: a word for the progress bar"""
+    """-> log-probabilities of the choices for each sequence, float64 (N, K), nan
+    where it has too few bases in a row to be DNA. what: a word for the progress bar"""
     examples = [question | {"input": sequence} for sequence in sequences]
     answers = label_probabilities(s.model, s.tok, examples, s.max_len, s.machine, what)
-    require(None not in answers, f"the instruction does not fit into {s.max_len} tokens: shorten it")
+    require(None not in answers,
+            f"the instruction does not fit into {s.max_len} tokens: shorten it")
     log_p = np.stack([answer.log_p for answer in answers])
     log_p[[not stretches(sequence) for sequence in sequences]] = np.nan
     return log_p
 
 
 def predict(s, path, question):
-    """Write the most likely label of each sequence, and the probabilities of all labels."""
+    """Write the most likely label of each sequence, and the probabilities of all
+    labels."""
     with results(s.cfg.output) as f:
         names, sequences = zip(*read_sequences(path))
-        log_p = ask(s, question, sequences, "predicting")
+        p = np.exp(ask(s, question, sequences, "predicting"))
         f.write(tsv("name", "label", *question["choices"], "note"))
-        for name, sequence, p in zip(names, sequences, np.exp(log_p).tolist()):
-            label = "" if math.isnan(p[0]) else question["choices"][p.index(max(p))]
-            f.write(tsv(name, label, *p, note(sequence, kept_length(s, question, sequence))))
+        for name, sequence, row in zip(names, sequences, p):
+            label = "" if np.isnan(row).any() else question["choices"][row.argmax()]
+            remarks = note(sequence, kept_length(s, question, sequence))
+            f.write(tsv(name, label, *row, remarks))
 
 
 # --------------------------------------------------------------------------------------
 # Which bases a label depends on
 
 def log_odds(log_p, k):
-    """log-probabilities (N, K) -> log(p / (1 - p)) of choice k (N,), precise even if p is near 1"""
+    """log-probabilities (N, K) -> log(p / (1 - p)) of choice k (N,), precise even if
+    p is near 1"""
     return log_p[:, k] - np.logaddexp.reduce(np.delete(log_p, k, axis=1), axis=1)
 
 
 def mutation_effects(s, question, sequence):
-    """In-silico mutagenesis: each base that the prompt holds is replaced by the three others. (Where
-    a sequence is cut and both strands are read, only the bases of the given strand's prompt are.)
+    """In-silico mutagenesis: each base that the prompt holds is replaced by the three
+    others. (Where a sequence is cut and both strands are read, only the bases of the
+    given strand's prompt are.)
 
-    -> index of the likeliest choice; its log-odds; what replacing a letter with A, C, G or T adds
-    to them (L, 4)
+    -> index of the likeliest choice; its log-odds; what replacing a letter with A,
+    C, G or T adds to them (L, 4)
     """
     # the sequence itself, then its mutants
     kept = kept_length(s, question, sequence)
-    at = [(i, j) for i in range(kept) for j, base in enumerate("ACGT") if base != sequence[i]]
+    at = [(i, j) for i in range(kept)
+          for j, base in enumerate("ACGT") if base != sequence[i]]
     mutants = [sequence[:i] + "ACGT"[j] + sequence[i + 1:] for i, j in at]
     log_p = ask(s, question, [sequence, *mutants], "explaining")
 
@@ -172,15 +190,17 @@ COLOURS = {"#": "1;34", ":": "36", "+": "33"}       # bold blue, cyan, yellow
 
 
 def marks(means):
-    """(L,) -> a mark per base, on the scale of the largest mean change, up or down: # replacing it
-    lowers the log-odds by at least half of that, : by a fifth; + raises them by a fifth"""
+    """(L,) -> a mark per base, on the scale of the largest mean change. # says that
+    replacing it lowers the log-odds by at least half of that, : by a fifth; + raises
+    them by a fifth"""
     most = np.abs(means).max(initial=1e-9)
     return "".join("#" if x <= -0.5 else ":" if x <= -0.2 else "+" if x >= 0.2 else " "
                    for x in means / most)
 
 
 def show(sequence, means):
-    """Print a sequence, 60 bases a line, with marks below it, in a terminal also in colours."""
+    """Print a sequence, 60 bases a line, with marks below it, in a terminal also in
+    colours."""
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     signs = marks(means)
     for start in range(0, len(signs), 60):
@@ -192,13 +212,13 @@ def show(sequence, means):
 
 
 def explain(s, path, question):
-    """Show which bases the label of each sequence depends on, and write the changes. `path` may be
-    a sequence."""
+    """Show which bases the label of each sequence depends on, and write the changes.
+    `path` may be a sequence."""
     # a file, or a sequence
-    require(os.path.exists(path) or path == "-" or not path.isalpha() or len(path) >= SHORTEST,
-            f"{path}: neither a file nor DNA of {SHORTEST} bases or more")
-    typed = not os.path.exists(path) and is_dna(path.upper().replace("U", "T"), SHORTEST)
-    records = [("sequence", clean_dna(path, "explain"))] if typed else read_sequences(path)
+    if os.path.exists(path) or not is_dna(path.upper().replace("U", "T"), SHORTEST):
+        records = read_sequences(path)
+    else:
+        records = [("sequence", clean_dna(path, "explain"))]
 
     table = [tsv("name", "label", "position", "base", *"ACGT")]
     for name, sequence in records:
@@ -213,8 +233,8 @@ def explain(s, path, question):
         show(sequence, mean_changes(sequence, changes))
         table += [tsv(name, label, i, sequence[i - 1], *x)
                   for i, x in enumerate(changes.tolist(), start=1)]
-    print("Replacing the base lowers the log-odds of the label: # by at least half of the largest "
-          "change,\n: by a fifth; + raises them by a fifth.")
+    print("Replacing the base lowers the log-odds of the label: # by at least half of "
+          "the largest change,\n: by a fifth; + raises them by a fifth.")
     if s.cfg.output:
         with results(s.cfg.output) as f:
             f.writelines(table)
@@ -230,7 +250,8 @@ def token_bits(s, ids):
     T = s.model.config.block_size
     ids = torch.tensor([s.tok.eot, *ids], device=s.model.device)
     nats = []
-    # windows overlap by half: each token counts once, with at least half a context before it
+    # windows overlap by half: each token counts once, with at least half a context
+    # before it
     for start in range(0, max(1, len(ids) - 1 - T // 2), T // 2):
         window = ids[start:start + T + 1]
         logits, _ = s.model(window[None, :-1])
@@ -240,8 +261,9 @@ def token_bits(s, ids):
 
 
 def base_bits(s, sequence):
-    """How many bits the model needs for each base: few where the sequence resembles what the model
-    was trained on. Each stretch of A, C, G, T is a document. The bases of a token share its bits.
+    """How many bits the model needs for each base: few where the sequence resembles
+    what the model was trained on. Each stretch of A, C, G, T is a document. The bases
+    of a token share its bits.
 
     -> (L,), nan for the letters between the stretches
     """
@@ -250,15 +272,15 @@ def base_bits(s, sequence):
         start = sequence.index(stretch, start)
         ids = s.tok.encode(stretch)
         lengths = np.array([len(s.tok.decode_bytes([i])) for i in ids])
-        bits[start:start + len(stretch)] = np.repeat(token_bits(s, ids) / lengths, lengths)
+        shares = token_bits(s, ids) / lengths
+        bits[start:start + len(stretch)] = np.repeat(shares, lengths)
         start += len(stretch)
     return bits
 
 
 def total(bits):
-    """(L,) -> the sum of the bits, nan where there are none; and how many bases have them"""
-    bits = bits[~np.isnan(bits)]
-    return float(bits.sum()) if len(bits) else math.nan, len(bits)
+    """(L,) -> the sum of the bits, nan where no base has any"""
+    return np.nansum(bits) if np.isfinite(bits).any() else math.nan
 
 
 def score(s, path, question):
@@ -267,7 +289,7 @@ def score(s, path, question):
         records = read_sequences(path, shortest=0)
         f.write(tsv("bits_per_base", "bits", "bases", "record", "note"))
         for name, sequence in tqdm(records, desc="scoring", unit=" rows", disable=None):
-            bits, bases = total(base_bits(s, sequence))
+            bits, bases = total(base_bits(s, sequence)), count_bases(sequence)
             f.write(tsv(bits / max(bases, 1), bits, bases, name, note(sequence)))
 
 
@@ -275,33 +297,34 @@ def score(s, path, question):
 # Pairs of alleles
 
 def read_pairs(paths):
-    """-> for each pair the (name, sequence) of the reference and that of the alternative allele.
-    Alleles are paired by the first word of their names."""
-    require(len(paths) <= 2, f"compare: {len(paths)} files: give one of pairs, or two")
-    files = [read_sequences(path) for path in paths]
+    """-> for each pair the names (reference, alternative) and the sequences, in the
+    order of the first file. The first words of a pair's names are the same."""
     alleles = {}
-    for i, records in enumerate(files):
-        for name, sequence in records:
-            alleles.setdefault(name.split()[0], []).append((i, name, sequence))
+    for path in paths:
+        for name, sequence in read_sequences(path):
+            alleles.setdefault(name.split()[0], []).append((path, name, sequence))
 
-    # each name is there once in each of two files, or twice in one
-    expected = [0, len(files) - 1]
-    for word, members in alleles.items():
-        where = [i for i, *_ in members]
-        counts = " and ".join(f"{where.count(i)} times in {path}" for i, path in enumerate(paths))
-        require(where == expected, f"{word} is there {counts}: a pair has the same name, once in each "
-                "of two files, or twice in one, the reference first")
-    return [(ref[1:], alt[1:]) for ref, alt in alleles.values()]
+    # a pair is once in each of two files, or twice in one
+    for word, pair in alleles.items():
+        places = [path for path, *_ in pair]
+        counts = " and ".join(f"{places.count(path)} times in {path}" for path in paths)
+        require(places == [paths[0], paths[-1]], f"{word} is there {counts}: a pair is "
+                "once in each of two files, or twice in one, the reference first")
+    return [list(zip(*pair))[1:] for pair in alleles.values()]
 
 
 def align(ref, alt):
-    """-> indices of the letters that both alleles have: those in ref (n,), those in alt (n,). Alleles
-    of one length differ by substitutions. Otherwise they share what is before an insertion or
-    deletion, and what is behind it."""
-    def n_same(ref, alt):       # at their beginnings; an ambiguous letter may be any
-        different = (i for i, (a, b) in enumerate(zip(ref, alt))
-                     if a != b and {a, b} <= set("ACGT"))
-        return next(different, min(len(ref), len(alt)))
+    """-> indices of the letters that both alleles have: in ref (n,) and in alt (n,)
+
+    Alleles of one length differ by substitutions. Other alleles share what is before an
+    insertion or deletion, and what is behind it.
+    """
+    def n_same(ref, alt):
+        # at their beginnings; an ambiguous letter may be any
+        for i, (a, b) in enumerate(zip(ref, alt)):
+            if a != b and {a, b} <= set("ACGT"):
+                return i
+        return min(len(ref), len(alt))
 
     if len(ref) == len(alt):
         return np.arange(len(ref)), np.arange(len(alt))
@@ -311,48 +334,52 @@ def align(ref, alt):
 
 
 def shared_bits(s, ref, alt):
-    """-> the bits of the bases that both alleles have, in ref and in alt, nan if there are none; and
-    how many bases these are"""
-    # what is ambiguous in one becomes ambiguous in the other, so that both have the same stretches
+    """-> the bits of the bases that both alleles have, (n,) in ref and (n,) in alt"""
+    # what is ambiguous in one becomes so in the other, so both have the same stretches
     at_ref, at_alt = align(ref, alt)
     ref, alt = np.array(list(ref)), np.array(list(alt))
-    ambiguous = ~np.isin([ref[at_ref], alt[at_alt]], list("ACGT")).all(axis=0)
-    ref[at_ref[ambiguous]] = alt[at_alt[ambiguous]] = "N"
+    is_base = np.isin([ref[at_ref], alt[at_alt]], list("ACGT")).all(axis=0)
+    ref[at_ref[~is_base]] = alt[at_alt[~is_base]] = "N"
 
-    bits = np.stack([base_bits(s, "".join(ref))[at_ref], base_bits(s, "".join(alt))[at_alt]])
-    bits[:, np.isnan(bits).any(axis=0)] = np.nan
-    (bits_ref, n), (bits_alt, _) = map(total, bits)
-    return bits_ref, bits_alt, n
+    bits_ref = base_bits(s, "".join(ref))[at_ref]
+    bits_alt = base_bits(s, "".join(alt))[at_alt]
+    in_both = np.isfinite(bits_ref + bits_alt)
+    return bits_ref[in_both], bits_alt[in_both]
 
 
 def compare(s, paths, question):
-    """Write the bits of both alleles of each pair and their difference, and with a question the same
-    of the probability of each label."""
+    """Write the bits of both alleles of each pair and their difference, and with a
+    question the same of the probability of each label."""
     with results(s.cfg.output) as f:
         pairs = read_pairs(paths)
-        refs, alts = ([pair[i][1] for pair in pairs] for i in (0, 1))
-
-        # the probabilities: of the reference, the alternative and their difference (N, K, 3)
-        choices, p = [], np.zeros((len(pairs), 0, 3))
+        choices, sequences = [], [sequence for _, pair in pairs for sequence in pair]
+        p = np.zeros((len(sequences), 0))
         if question:
             choices = question["choices"]
-            both = np.exp(ask(s, question, refs + alts, "predicting"))
-            p_ref, p_alt = np.split(both, 2)
-            p = np.stack([p_ref, p_alt, p_alt - p_ref], axis=2)
+            p = np.exp(ask(s, question, sequences, "predicting"))           # (2N, K)
 
-        f.write(tsv("name_ref", "name_alt", "bases_ref", "bases_alt", "bases_both", "bits_ref",
-                    "bits_alt", "difference", *(f"{choice}_{part}" for choice in choices
-                                                for part in ("ref", "alt", "difference")), "note"))
-        for pair, values in zip(tqdm(pairs, desc="scoring", unit=" pairs", disable=None), p):
-            (name_ref, ref), (name_alt, alt) = pair
-            bits_ref, bits_alt, n = shared_bits(s, ref, alt)
-            remarks = [f"{allele}: {text}" for allele, sequence in (("ref", ref), ("alt", alt))
-                       if (text := note(sequence, question and kept_length(s, question, sequence)))]
+        # three columns of the bits, and of the probability of each choice
+        columns = ["name_ref", "name_alt", "bases_ref", "bases_alt", "bases_both"]
+        columns += [f"{what}_{part}" for what in ("bits", *choices)
+                    for part in ("ref", "alt", "difference")]
+        f.write(tsv(*columns, "note"))
+        pairs = tqdm(pairs, desc="scoring", unit=" pairs", disable=None)
+        for (names, (ref, alt)), p_ref, p_alt in zip(pairs, p[::2], p[1::2]):
+            bits_ref, bits_alt = shared_bits(s, ref, alt)
+            before = np.append(total(bits_ref), p_ref)                      # (1 + K,)
+            after = np.append(total(bits_alt), p_alt)
+            values = np.stack([before, after, after - before], axis=1).ravel()
+
+            # what to know of them
+            remarks = []
             if len(ref) != len(alt):
-                remarks.append(f"lengths differ: {len(ref):,} and {len(alt):,} letters")
-            f.write(tsv(name_ref, name_alt, *(sum(map(len, stretches(x))) for x in (ref, alt)), n,
-                        bits_ref, bits_alt, bits_alt - bits_ref, *values.ravel().tolist(),
-                        "; ".join(remarks)))
+                remarks = [f"lengths differ: {len(ref):,} and {len(alt):,} letters"]
+            for part, sequence in (("ref", ref), ("alt", alt)):
+                kept = kept_length(s, question, sequence) if question else None
+                if text := note(sequence, kept):
+                    remarks.append(f"{part}: {text}")
+            bases = count_bases(ref), count_bases(alt), len(bits_ref)
+            f.write(tsv(*names, *bases, *values, "; ".join(remarks)))
 
 
 # --------------------------------------------------------------------------------------
@@ -363,24 +390,28 @@ BATCH = 64      # windows
 
 @torch.inference_mode()
 def mean_states(s, sequences):
-    """-> the mean of the final hidden states over the tokens of each sequence's stretches of A, C, G,
-    T, float32 (N, C); nan where there are none. A stretch that is longer than the context is read in
-    windows of that size."""
+    """-> the mean of the final hidden states over the tokens of each sequence's
+    stretches of A, C, G, T, float32 (N, C); nan where there are none. A stretch that
+    is longer than the context is read in windows of that size."""
     T = s.model.config.block_size - 1
-    owners, texts = zip(*((i, stretch) for i, sequence in enumerate(sequences)
-                          for stretch in stretches(sequence)))
-    windows = [(i, ids[start:start + T]) for i, ids in zip(owners, s.tok.encode_batch(texts))
+    documents = [(i, stretch) for i, sequence in enumerate(sequences)
+                 for stretch in stretches(sequence)]
+    encoded = s.tok.encode_batch([stretch for _, stretch in documents])
+    windows = [(i, ids[start:start + T]) for (i, _), ids in zip(documents, encoded)
                for start in range(0, len(ids), T)]
     windows.sort(key=lambda window: len(window[1]))
 
     sums = torch.zeros(len(sequences), s.model.config.n_embd)
     counts = torch.zeros(len(sequences), 1)
-    for start in tqdm(range(0, len(windows), BATCH), desc="embedding", unit=" batches", disable=None):
+    starts = range(0, len(windows), BATCH)
+    for start in tqdm(starts, desc="embedding", unit=" batches", disable=None):
         batch = windows[start:start + BATCH]
         ids = [torch.tensor([s.tok.eot, *ids.tolist()]) for _, ids in batch]
-        x = s.model.hidden(pad_sequence(ids, batch_first=True).to(s.model.device))      # (B, T, C)
-        for (i, ids), states in zip(batch, x.cpu()):
-            sums[i] += states[1:len(ids) + 1].sum(dim=0)    # neither <|endoftext|> nor padding
+        idx = pad_sequence(ids, batch_first=True).to(s.model.device)
+        x = s.model.hidden(idx).cpu()                                       # (B, T, C)
+        for (i, ids), states in zip(batch, x):
+            # neither <|endoftext|> nor padding
+            sums[i] += states[1:len(ids) + 1].sum(dim=0)
             counts[i] += len(ids)
     return (sums / counts).numpy()
 
@@ -403,13 +434,16 @@ def embed(s, path, question):
 
 # --------------------------------------------------------------------------------------
 
-USES = {"predict": predict, "explain": explain, "compare": compare, "score": score, "embed": embed}
+USES = {"predict": predict, "explain": explain, "compare": compare, "score": score,
+        "embed": embed}
 
 
 def check(cfg, use):
     """ValueError or OSError if a use cannot work, found before a model is loaded"""
     require(use != "embed" or cfg.output.endswith(".npy"),
             "embed: say where the vectors go: --output=NAME.npy")
+    require(len(cfg.compare) <= 2,
+            f"compare: {len(cfg.compare)} files: give two, or one of pairs")
     if cfg.output:
         folder = os.path.dirname(cfg.output) or "."
         require(os.path.isdir(folder), f"output={cfg.output}: no such folder")
@@ -417,12 +451,13 @@ def check(cfg, use):
 
 
 def run(s, use, question):
-    """use: one of USES; question: what sample.make_question() says, None without an instruction"""
+    """use: one of USES; question: what sample.make_question() says, None without an
+    instruction"""
     require(question or use not in ("predict", "explain"),
             f"--{use} needs a --task, or an --instruction and its --choices")
-    require(not question or len(question["choices"]) > 1, "what are the answers? The model was not "
-            "tuned on this question: give its --choices=A,B")
+    require(not question or len(question["choices"]) > 1, "what are the answers? The "
+            "model was not tuned on this question: give its --choices=A,B")
     USES[use](s, getattr(s.cfg, use), question)
     if use in ("score", "compare") and s.questions:
-        print("warning: this model was tuned to answer: bits per base belong to the pretrained one, "
-              "by its --out_dir", file=sys.stderr)
+        print("warning: this model was tuned to answer: bits per base belong to the "
+              "pretrained one, by its --out_dir", file=sys.stderr)
