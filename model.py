@@ -323,7 +323,7 @@ class GPT(nn.Module):
 
     @torch.inference_mode()
     def generate(self, prompt, max_new_tokens, temperature=1.0, top_k=None, stop=None,
-                 generator=None, vocab_size=None):
+                 generator=None):
         """Continue `prompt`, a list of at least one id; yields the new ids one by one.
         When the context is full, its older half is forgotten.
 
@@ -331,7 +331,6 @@ class GPT(nn.Module):
         top_k: draw only among the k most likely tokens
         stop: the token, usually <|endoftext|>, after which generation ends
         generator: a torch.Generator on the model's device, for the draws
-        vocab_size: draw only among so many ids, if the tokenizer has fewer than the model
         """
         ids, cache = list(prompt), None
         for _ in range(max_new_tokens):
@@ -342,8 +341,7 @@ class GPT(nn.Module):
             else:
                 last = torch.tensor([[ids[-1]]], device=self.device)
                 logits = self.lm_head(self.hidden(last, cache=cache))[:, -1]
-            logits = logits[0, :vocab_size].float()
-            token = choose(logits, temperature, top_k, generator)
+            token = choose(logits[0].float(), temperature, top_k, generator)
             ids.append(token)
             yield token
             if token == stop:

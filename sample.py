@@ -121,8 +121,7 @@ def write(s, ids):
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     text = ""
     for token in s.model.generate(ids, s.cfg.max_new_tokens, s.cfg.temperature,
-                                  s.cfg.top_k or None, s.tok.eot, s.generator,
-                                  len(s.tok)):
+                                  s.cfg.top_k or None, s.tok.eot, s.generator):
         if token != s.tok.eot:
             new = decoder.decode(s.tok.decode_bytes([token]))
             print(new, end="", flush=True)

@@ -572,15 +572,19 @@ def resume_from(cfg, machine, extra):
 def load_model(folder, device="cpu", dropout=0.0):
     """Read a folder that train.py, instruct.py or a tool wrote.
 
-    -> (model on `device`, its tokenizer, the whole checkpoint, a dict). The checkpoint
-    has more, as the questions that a model was tuned on.
+    -> (model on `device`, its tokenizer, the whole checkpoint as a dict, with more
+    fields, such as the questions that a model was tuned on). ValueError if model and
+    tokenizer do not belong together.
     """
     path = os.path.join(folder, "best.pt")
     model, state = load_checkpoint(path, device, dropout)
     sha256 = state.get("tokenizer_sha256")
     require(sha256, f"{path}: it does not say which tokenizer is its own, as "
             "checkpoints of train.py, instruct.py and tools/gpt2.py do")
-    return model, Tokenizer.load(os.path.join(folder, "tokenizer.json"), sha256), state
+    tok = Tokenizer.load(os.path.join(folder, "tokenizer.json"), sha256)
+    n_ids = model.config.vocab_size
+    require(n_ids == len(tok), f"{path}: {n_ids} ids, but its tokenizer has {len(tok)}")
+    return model, tok, state
 
 
 # --------------------------------------------------------------------------------------

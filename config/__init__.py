@@ -45,25 +45,30 @@ AT_MOST_1 = "dropout val_fraction balance".split()
 
 
 def from_command_line(cls, section, argv):
-    """cls: a dataclass with a default for each field; section: the name of the script;
-    argv: at most one .toml file and any number of --key=value, where --key alone means
-    --key=true -> a `cls`"""
+    """Read a script's configuration; --help prints its keys and ends the script.
+
+    cls: a dataclass with a default for each field
+    section: the name of the script
+    argv: presets, and --key=value in any number; --key alone means --key=true
+    -> a `cls`. ValueError for what cannot be understood
+    """
     if "--help" in argv or "-h" in argv:
         print(help_text(cls, section))
         sys.exit()
+
     # what the command line says
     types = {f.name: f.type for f in fields(cls)}
     given = {}
     for arg in [a for a in argv if a.startswith("-")]:
         key, equals, value = arg.lstrip("-").partition("=")
-        if not equals and types.get(key, bool) is not bool:
-            raise ValueError(f"{arg}: write --{key}=VALUE, with an equals sign")
+        require(equals or types.get(key, bool) is bool,
+                f"{arg}: write --{key}=VALUE, with an equals sign")
         value = value if equals else "true"
         if key in given and types.get(key) is tuple:
             value = f"{given[key]},{value}"
-        elif given.get(key, value) != value:
-            raise ValueError(f"--{key} is given twice, as {given[key]} and as {value}: "
-                             "give it once")
+        require(given.get(key, value) == value or types.get(key) is tuple,
+                f"--{key} is given twice, as {given.get(key)} and as {value}: give it "
+                "once")
         given[key] = value
 
     # comes after what the preset says
@@ -75,23 +80,25 @@ def from_command_line(cls, section, argv):
 
 def read_section(path, section):
     """-> {key: value} of one section of a preset"""
-    if not path.endswith(".toml"):
-        raise ValueError(f"{path}: neither a .toml preset nor --key=VALUE")
+    require(path.endswith(".toml"), f"{path}: neither a .toml preset nor --key=VALUE")
     with open(path, "rb") as f:
         try:
             file = tomllib.loads(f.read().decode("utf-8-sig"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
             raise ValueError(f"{path}: not TOML: {e}") from None
     for key, value in file.items():
-        if key not in SECTIONS or not isinstance(value, dict):
-            raise ValueError(f"{path}: {key} is not a section: keys go under one of "
-                             f"{', '.join(f'[{s}]' for s in SECTIONS)}")
+        require(key in SECTIONS and isinstance(value, dict),
+                f"{path}: {key} is not a section: keys go under one of "
+                f"{', '.join(f'[{name}]' for name in SECTIONS)}")
     return file.get(section, {})
 
 
 def update(config, values, source):
-    """-> `config` with `values`, texts or the values of a .toml file, checked against
-    the types of the dataclass. source: where they come from, for the ValueError"""
+    """-> `config` with other values, once they are checked against the dataclass's types
+
+    values: {key: a text or a value of a .toml file}
+    source: where they come from, for the ValueError
+    """
     types = {f.name: f.type for f in fields(config)}
     checked = {}
     for key, value in values.items():
@@ -105,17 +112,19 @@ def update(config, values, source):
             raise ValueError(f"{source}: {key}={value!r} is not "
                              f"{TYPES[types[key]]}") from None
         if types[key] in (int, float):
-            if not value >= 0 or value == 0 and key in POSITIVE:
-                raise ValueError(f"{source}: {key}={value} is too small")
-            if value > 1 and key in AT_MOST_1 or value == float("inf"):
-                raise ValueError(f"{source}: {key}={value} is too large")
+            require(value > 0 or value == 0 and key not in POSITIVE,
+                    f"{source}: {key}={value} is too small")
+            require(value <= (1 if key in AT_MOST_1 else sys.float_info.max),
+                    f"{source}: {key}={value} is too large")
     return replace(config, **checked)
 
 
 def convert(value, kind):
-    """A value of a .toml file, or its text on the command line -> the same as a `kind`,
-    one of bool, int, float, str, tuple (of str, in text separated by commas); ValueError
-    if it is none. A text that begins with ~ names a file in a home folder."""
+    """-> a value as a `kind`, one of bool, int, float, str, tuple (of str)
+
+    value: as a .toml file has it, or its text, in which commas separate a tuple's items.
+    A text that begins with ~ names a file in a home folder.
+    """
     if kind is tuple:
         items = value.split(",") if isinstance(value, str) else value
         if isinstance(items, list) and all(isinstance(v, str) for v in items):
@@ -135,9 +144,9 @@ def convert(value, kind):
 
 
 def help_text(cls, section):
-    """The script's docstring, then the lines of its dataclass and of those that it
-    inherits from, as
-    they are written: each key with its type, its default and what it means."""
+    """The script's docstring, then its dataclass and those that it inherits from, as
+    they
+    are written: each key with its type, its default and its meaning"""
     lines = [inspect.getdoc(sys.modules[cls.__module__]),
              f"\nKeys, as --key=value or in a preset's section [{section}]:\n"]
     for base in cls.__mro__[:-1]:
@@ -147,13 +156,13 @@ def help_text(cls, section):
 
 
 def next_command(script, argv, **keys):
-    """-> the command line to run next, quoted for a shell
+    """-> the command line of what to run next, quoted for a shell
 
-    script: its name, as "instruct"
-    argv: of this run. Its preset is given to the next script too
-    keys: what the next script must be told. Only what the preset (or, without one,
-    toy.toml, a copy of the defaults) says otherwise is written out, and nothing if the
-    first key is right as it is: then the preset is followed
+    script: its name, such as "instruct"
+    argv: this run's arguments, whose preset the next script is given too
+    keys: what the next script must know. A key is left out where the preset has the same
+        value (without a preset toy.toml, a copy of the defaults). All are left out where
+        the preset has the first key's: then the preset is being followed.
     """
     presets = [arg for arg in argv if not arg.startswith("-")]
     section = {}
@@ -168,7 +177,7 @@ def next_command(script, argv, **keys):
 
 
 def as_text(value):
-    """A value of a config or of a .toml file, as the command line has it"""
+    """-> a value as it is written on the command line"""
     return ",".join(value) if isinstance(value, (list, tuple)) else str(value)
 
 
@@ -179,16 +188,11 @@ def require(condition, message):
 
 @contextmanager
 def replacing(path):
-    """-> the path of a temporary file to write in place of the file `path`. It replaces
-    that file when all has gone well, so that the file is always whole, old or new.
+    """-> the path of a temporary file to write. It replaces the file `path` when all has
+    gone well, so that this file is always whole, the old one or the new one.
 
-    A link is followed. What is no regular file, as a device or a pipe, is written to
-    directly. For "-" the descriptor of standard output is given, which open() takes too.
+    A link is followed. A device or a pipe is written to directly.
     """
-    if path == "-":
-        sys.stdout.flush()
-        yield os.dup(sys.stdout.fileno())
-        return
     path = os.path.realpath(path)
     if os.path.exists(path) and not os.path.isfile(path):
         yield path
@@ -207,9 +211,9 @@ def replacing(path):
 def check_output(path, inputs=()):
     """Find out before long work whether a file can be written after it.
 
-    inputs: files that are read meanwhile. ValueError if `path` is one of them or a
-    folder; OSError if its folder, or the one in which that will be made, cannot be
-    written to
+    inputs: files that are read meanwhile
+    ValueError if `path` is one of them or a folder; OSError if its folder, or the one in
+    which that will be made, cannot be written to.
     """
     require(not os.path.isdir(path), f"{path}: a folder: name a file in it")
     if os.path.exists(path):
@@ -230,8 +234,8 @@ def check_output(path, inputs=()):
 def locked(folder):
     """Within, a folder belongs to this process. ValueError if it belongs to another one.
 
-    The lock ends with the process, even with a killed one. Where the system has no locks
-    (on Windows, on some network drives) there is none.
+    The lock ends with the process, even if that is killed. Windows and some network
+    drives have no locks; there nothing is checked.
     """
     if fcntl is None:
         yield
@@ -265,10 +269,10 @@ def file_sha256(path):
 
 
 def run(main):
-    """Run a script's main(argv). User errors (OSError, ValueError) print one line and
-    exit with status 1, and so does Ctrl-C; anything else is a bug and keeps its
-    traceback. DEBUG=1 shows all tracebacks. SIGTERM ends the script as sys.exit() does,
-    so that temporary files are removed."""
+    """Run a script's main(argv). User errors (OSError, ValueError) and Ctrl-C print one
+    line and exit with status 1. Anything else is a bug and keeps its traceback. DEBUG=1
+    shows all tracebacks."""
+    # ends the script as sys.exit() does, so that temporary files are removed
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
     try:
         main(sys.argv[1:])

@@ -187,13 +187,6 @@ def test_a_pipe_is_written_to(tmp_path):
     assert os.listdir(tmp_path) == ["pipe"] and not os.path.isfile(tmp_path / "pipe")
 
 
-def test_standard_output(capfd):
-    print("before")
-    config.write_json("-", "new")
-    print("after")
-    assert capfd.readouterr().out == 'before\n"new"\nafter\n'
-
-
 def test_sigterm_cleans_up(tmp_path):
     """It ends a script as sys.exit() would: no folder of gigabytes stays for ever."""
     script = tmp_path / "script.py"

@@ -457,6 +457,28 @@ def test_killed_at_any_moment(toy, tmp_path, small, script):
     assert read_log(tmp_path / "parts") == read_log(tmp_path / "whole")
 
 
+# -- model folders
+
+def test_a_folder_whose_files_do_not_belong_together_is_refused(toy, tmp_path):
+    """Rather than to answer with ids of other tokens, or with ids that have none"""
+    for name in ("best.pt", "tokenizer.json"):
+        shutil.copy(f"{toy}/out/{name}", tmp_path)
+    state, text = torch.load(tmp_path / "best.pt"), (tmp_path / "tokenizer.json").read_text()
+    (tmp_path / "tokenizer.json").write_text(text + " ")
+    with pytest.raises(ValueError, match="tokenizer.json: not the tokenizer that"):
+        load_model(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(text)
+    torch.save({k: v for k, v in state.items() if k != "tokenizer_sha256"}, tmp_path / "best.pt")
+    with pytest.raises(ValueError, match="best.pt: it does not say which tokenizer is its own"):
+        load_model(tmp_path)
+    state["model_config"]["vocab_size"] += 60
+    for name in ("transformer.wte.weight", "lm_head.weight"):
+        state["model"][name] = torch.cat([state["model"][name], torch.zeros(60, 16)])
+    torch.save(state, tmp_path / "best.pt")
+    with pytest.raises(ValueError, match="best.pt: 460 ids, but its tokenizer has 400"):
+        load_model(tmp_path)
+
+
 # -- gradient accumulation
 
 def lopsided(rows):

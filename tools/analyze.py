@@ -238,7 +238,8 @@ def explain(s, path, question):
     if s.cfg.output:
         with results(s.cfg.output) as f:
             f.writelines(table)
-        print(f"next: python -m tools.plot --explain {shlex.quote(s.cfg.output)}")
+        if s.cfg.output != "-":
+            print(f"next: python -m tools.plot --explain {shlex.quote(s.cfg.output)}")
 
 
 # --------------------------------------------------------------------------------------
@@ -444,7 +445,7 @@ def check(cfg, use):
             "embed: say where the vectors go: --output=NAME.npy")
     require(len(cfg.compare) <= 2,
             f"compare: {len(cfg.compare)} files: give two, or one of pairs")
-    if cfg.output:
+    if cfg.output not in ("", "-"):
         folder = os.path.dirname(cfg.output) or "."
         require(os.path.isdir(folder), f"output={cfg.output}: no such folder")
         check_output(cfg.output, cfg.compare or [getattr(cfg, use)])
