@@ -71,7 +71,7 @@ def encode_prompts(tok, examples, max_len):
     input.
 
     -> a list with an array of ids per prompt, None where not even the instruction fits;
-    and a list that says of each whether its input was cut
+    and a list that says how many letters of each input are in its prompt
     """
     # instructions repeat, and each is encoded once
     parts = {(e["instruction"], bool(e["input"])) for e in examples}
@@ -79,15 +79,19 @@ def encode_prompts(tok, examples, max_len):
     ids_of = dict(zip(texts, tok.encode_batch(texts)))
 
     # the input is encoded apart from what is before and after it, so the cut is a slice
-    prompts, is_cut = [], []
+    prompts, kept = [], []
     inputs = tok.encode_batch([fold(e["input"]) for e in examples])
     for e, ids in zip(examples, inputs):
         before, after = map(ids_of.get, alpaca_parts(e["instruction"], bool(e["input"])))
         room = max_len - len(before) - len(after)
         fits = room >= 0
         prompts.append(np.concatenate([before, ids[:room], after]) if fits else None)
-        is_cut.append(fits and room < len(ids))
-    return prompts, is_cut
+
+        # the line break of fold() is no letter
+        is_cut = fits and room < len(ids)
+        text = tok.decode(ids[:room]).replace("\n", "") if is_cut else e["input"]
+        kept.append(len(text))
+    return prompts, kept
 
 
 def max_prompt_len(tok, choices, block_size):
@@ -112,22 +116,26 @@ class Row(NamedTuple):
 def encode_rows(examples, tok, block_size, max_len):
     """-> a list with a Row per example, None for one that does not fit into
     block_size tokens. An input is cut so that its prompt has at most max_len tokens."""
-    prompts, is_cut = encode_prompts(tok, examples, max_len)
+    prompts, kept = encode_prompts(tok, examples, max_len)
     responses = tok.encode_batch([e["output"] for e in examples])
     rows = [None] * len(examples)
     for i, (e, prompt, response) in enumerate(zip(examples, prompts, responses)):
         if prompt is not None and len(prompt) + len(response) < block_size:
             response = np.append(response, [tok.eot])
             rows[i] = Row(prompt, response, e["task"], e["instruction"])
-    print_cuts(sum(is_cut), sum(row is None for row in rows), len(rows), max_len)
+    print_cuts(examples, [row and n for row, n in zip(rows, kept)])
     return rows
 
 
-def print_cuts(n_cut, n_left_out, n, max_len):
+def print_cuts(examples, kept):
+    """kept: how many letters of each input were read, None where the rest of an example
+    does not fit"""
+    n_cut = sum(n is not None and n < len(e["input"]) for e, n in zip(examples, kept))
     if n_cut:
-        print(f"{n_cut:,} of {n:,} inputs were cut, to fit into {max_len} tokens")
-    if n_left_out:
-        print(f"{n_left_out:,} of {n:,} examples do not fit into the context: left out")
+        print(f"{n_cut:,} of {len(kept):,} inputs were cut, to fit into the context")
+    if None in kept:
+        print(f"{kept.count(None):,} of {len(kept):,} examples do not fit into the "
+              "context: left out")
 
 
 # --------------------------------------------------------------------------------------
@@ -228,7 +236,7 @@ def collate(rows, prompt_loss=False, mix_instructions=False):
 class Answer(NamedTuple):
     log_p: np.ndarray       # log-probability of each choice (K,), relative to the others
     is_greedy: np.ndarray   # whether greedy decoding would write it and stop, bool (K,)
-    is_cut: bool            # whether the input was cut, to fit into the context
+    kept: int               # how many letters of the input were in the prompt
 
 
 def choices_of(example):
@@ -247,7 +255,7 @@ def label_probabilities(model, tok, examples, max_len, machine, what, batch_size
     """
     # the prompts, those of the other strand at the end
     rows = examples + other_strand(examples)
-    prompts, is_cut = encode_prompts(tok, rows, max_len)
+    prompts, kept = encode_prompts(tok, rows, max_len)
     texts = sorted({choice for e in rows for choice in choices_of(e)})
     ids_of = {text: [*ids.tolist(), tok.eot]
               for text, ids in zip(texts, tok.encode_batch(texts))}
@@ -275,7 +283,7 @@ def label_probabilities(model, tok, examples, max_len, machine, what, batch_size
                     [prompts[i].tolist() for i in batch], choices)
             log_p = nats.cpu().double().log_softmax(dim=1).numpy()
             for i, *answer in zip(batch, log_p, is_greedy.cpu().numpy()):
-                answers[i] = Answer(*answer, is_cut[i])
+                answers[i] = Answer(*answer, kept[i])
             bar.update(len(batch))
     bar.close()
 
@@ -284,8 +292,7 @@ def label_probabilities(model, tok, examples, max_len, machine, what, batch_size
     for i, other in zip(both, answers[len(examples):]):
         if answers[i] and other:
             log_p = np.logaddexp(answers[i].log_p, other.log_p) - math.log(2)
-            is_cut = answers[i].is_cut or other.is_cut
-            answers[i] = Answer(log_p, answers[i].is_greedy, is_cut)
+            answers[i] = answers[i]._replace(log_p=log_p)
     return answers[:len(examples)]
 
 
@@ -303,8 +310,7 @@ def score(model, tok, examples, max_len, cfg, machine):
     for rank, share in enumerate(machine.gather(share)):
         answers[rank::machine.world] = share
     if machine.is_main:
-        n_cut = sum(answer is not None and answer.is_cut for answer in answers)
-        print_cuts(n_cut, answers.count(None), len(answers), max_len)
+        print_cuts(examples, [answer and answer.kept for answer in answers])
 
     answered = by_task([e | {"answer": a} for e, a in zip(examples, answers)])
     return {task: score_task(answered[task]) for task in sorted(answered)}

@@ -148,18 +148,16 @@ def answer(s, instruction, input, show_prompt=False):
             "this question is about a sequence: give one as the input")
     if question.get("is_dna"):
         input = clean_dna(input, "the input")
-    (ids,), _ = encode_prompts(s.tok, [question | {"input": input}], s.max_len)
+    (ids,), (kept,) = encode_prompts(s.tok, [question | {"input": input}], s.max_len)
     require(ids is not None,
             f"the instruction does not fit into {s.max_len} tokens: shorten it")
 
     # what to know before reading the answer
-    if input:
-        kept = analyze.kept_length(s, question, input)
-        if is_dna(input):
-            remarks = analyze.note(input, kept)
-            print(f"read {len(input):,} bases" + (f"; {remarks}" if remarks else ""))
-        else:
-            print(f"read {kept:,} of {len(input):,} characters")
+    if is_dna(input):
+        remarks = analyze.note(input, kept)
+        print(f"read {len(input):,} bases" + (remarks and f"; {remarks}"))
+    elif input:
+        print(f"read {kept:,} of {len(input):,} characters")
     if show_prompt:
         prompt = alpaca_prompt(instruction, input)
         print(prompt[prompt.index(INSTRUCTION):], end="")

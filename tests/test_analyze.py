@@ -20,7 +20,7 @@ from config.machine import Machine
 from instruct import encode_prompts
 from model import GPT, GPTConfig
 from tools import analyze
-from tools.analyze import align, base_bits, kept_length, log_odds, marks
+from tools.analyze import align, base_bits, log_odds, marks
 
 ROOT = os.path.dirname(os.path.abspath(sample.__file__))
 BASES = "ACGTTGCAAC" * 6
@@ -120,11 +120,11 @@ def test_results_appear_when_complete(tmp_path, capsys):
 
 def test_the_mean_of_both_strands(tok):
     s = session(Reader(tok, lambda dna: dna.count("A") - dna.count("T")), tok)
-    one = np.exp(analyze.ask(s, ASK, ["AAAACCCC", "ACGTACGT"], ""))
-    both = np.exp(analyze.ask(s, ASK | {"either_strand": True}, ["AAAACCCC", "ACGTACGT"], ""))
+    one = np.exp(analyze.ask(s, ASK, ["AAAACCCC", "ACGTACGT"], "")[0])
+    both = np.exp(analyze.ask(s, ASK | {"either_strand": True}, ["AAAACCCC", "ACGTACGT"], "")[0])
     assert one[:, 0].tolist() == pytest.approx([1 / (1 + math.exp(-4)), 0.5])
     assert both[:, 0].tolist() == pytest.approx([0.5, 0.5])
-    turned = np.exp(analyze.ask(s, ASK, [reverse_complement("AAAACCCC")], ""))
+    turned = np.exp(analyze.ask(s, ASK, [reverse_complement("AAAACCCC")], "")[0])
     assert turned[0, 0] == pytest.approx(1 - one[0, 0])
 
 
@@ -137,9 +137,8 @@ def test_log_odds_are_precise_near_one():
 def test_kept_length(tok, length):
     """What is beyond it does not change the prompt, and what is within it does."""
     text = (BASES * 99)[:length]
-    kept = kept_length(session(None, tok), ASK, text)
-    (ids,), (is_cut,) = encode_prompts(tok, [ASK | {"input": text}], 240)
-    assert (kept < length) == is_cut and 0 < kept <= length
+    (ids,), (kept,) = encode_prompts(tok, [ASK | {"input": text}], 240)
+    assert (kept < length) == (len(ids) == 240) and 0 < kept <= length
     sequence = tok.decode(ids).split("### Input:")[1].split("###")[0]
     assert "".join(sequence.split()) == text[:kept]
 
@@ -266,7 +265,7 @@ def test_explain(toy, tmp_path, capsys):
 def test_only_what_is_read_is_explained(tok):
     s = session(Reader(tok, lambda dna: dna.count("A")), tok)._replace(max_len=120)
     _, _, changes = analyze.mutation_effects(s, ASK, BASES * 9)
-    assert len(changes) == kept_length(s, ASK, BASES * 9) < 540
+    assert len(changes) == encode_prompts(tok, [ASK | {"input": BASES * 9}], 120)[1][0] < 540
     assert (changes[:-9] != 0).any(axis=1).all()
 
 
@@ -374,7 +373,7 @@ def test_compare(toy, toy_session, tmp_path, capsys):
     head, more = table(run(capsys, *ask, "--instruction=Is it?", "--choices=yes,no"))
     assert head[8:-1] == ["yes_ref", "yes_alt", "yes_difference", "no_ref", "no_alt", "no_difference"]
     assert [row[:8] for row in more] == [row[:8] for row in rows] and more[1][10] == "0.000000"
-    p, q = np.exp(analyze.ask(s, ASK, [BASES, changed], ""))[:, 0]
+    p, q = np.exp(analyze.ask(s, ASK, [BASES, changed], "")[0])[:, 0]
     assert [float(x) for x in more[0][8:11]] == pytest.approx([p, q, q - p], abs=2e-6)
 
 

@@ -65,14 +65,15 @@ def test_encode_prompts(tok):
     texts = [("Say it.", ""), ("Find it.", "ACGT" * 30), ("Find it.", "Some prose, CAT and NNACGTACGTA."),
              ("Say what {braces} are.", " spaces \n")]
     examples = [{"instruction": instruction, "input": text} for instruction, text in texts]
-    prompts, is_cut = encode_prompts(tok, examples, 10 ** 6)
-    assert is_cut == [False] * 4
+    prompts, kept = encode_prompts(tok, examples, 10 ** 6)
+    assert kept == [len(text) for _, text in texts]
     assert [ids.tolist() for ids in prompts] == [tok.encode(alpaca_prompt(*pair)) for pair in texts]
     before, after = (tok.encode(part) for part in alpaca_parts("Find it.", True))
-    (cut, short), is_cut = encode_prompts(tok, examples[:2][::-1], len(before) + len(after) + 3)
-    assert cut.tolist() == before + tok.encode("ACGT" * 30)[:3] + after and is_cut == [True, False]
+    (cut, short), kept = encode_prompts(tok, examples[:2][::-1], len(before) + len(after) + 3)
+    assert cut.tolist() == before + tok.encode("ACGT" * 30)[:3] + after
+    assert kept == [len(tok.decode(tok.encode("ACGT" * 30)[:3])), 0]
     assert short.tolist() == tok.encode(alpaca_prompt("Say it."))
-    assert encode_prompts(tok, examples[1:2], len(before) + len(after) - 1) == ([None], [False])
+    assert encode_prompts(tok, examples[1:2], len(before) + len(after) - 1) == ([None], [120])
     assert encode_prompts(tok, [], 10) == ([], [])
 
 

@@ -108,44 +108,34 @@ def note(sequence, kept=None):
     return "; ".join(remarks)
 
 
-def kept_length(s, question, text):
-    """-> how many letters of an input its prompt holds; the others are cut off"""
-    example = question | {"input": text}
-    (ids,), (is_cut,) = encode_prompts(s.tok, [example], s.max_len)
-    if not is_cut:
-        return len(text)
-    (whole,), _ = encode_prompts(s.tok, [example], sys.maxsize)
-    # white space is not counted, as a prompt may break a line of DNA
-    n_all, n_kept = (len("".join(s.tok.decode(part).split())) for part in (whole, ids))
-    return max(0, len(text) - n_all + n_kept)
-
-
 # --------------------------------------------------------------------------------------
 # Labels
 
 def ask(s, question, sequences, what):
-    """-> log-probabilities of the choices for each sequence, float64 (N, K), nan
-    where it has too few bases in a row to be DNA. what: a word for the progress bar"""
+    """Ask a question about each sequence. what: a word for the progress bar
+
+    -> log-probabilities of the choices, float64 (N, K), nan where a sequence has too
+    few bases in a row to be DNA; and how many letters of each sequence were read
+    """
     examples = [question | {"input": sequence} for sequence in sequences]
     answers = label_probabilities(s.model, s.tok, examples, s.max_len, s.machine, what)
     require(None not in answers,
             f"the instruction does not fit into {s.max_len} tokens: shorten it")
     log_p = np.stack([answer.log_p for answer in answers])
     log_p[[not stretches(sequence) for sequence in sequences]] = np.nan
-    return log_p
+    return log_p, [answer.kept for answer in answers]
 
 
 def predict(s, path, question):
-    """Write the most likely label of each sequence, and the probabilities of all
+    """Write the likeliest label of each sequence, and the probabilities of all
     labels."""
     with results(s.cfg.output) as f:
         names, sequences = zip(*read_sequences(path))
-        p = np.exp(ask(s, question, sequences, "predicting"))
+        log_p, kept = ask(s, question, sequences, "predicting")
         f.write(tsv("name", "label", *question["choices"], "note"))
-        for name, sequence, row in zip(names, sequences, p):
-            label = "" if np.isnan(row).any() else question["choices"][row.argmax()]
-            remarks = note(sequence, kept_length(s, question, sequence))
-            f.write(tsv(name, label, *row, remarks))
+        for name, p, sequence, n in zip(names, np.exp(log_p), sequences, kept):
+            label = "" if np.isnan(p).any() else question["choices"][p.argmax()]
+            f.write(tsv(name, label, *p, note(sequence, n)))
 
 
 # --------------------------------------------------------------------------------------
@@ -166,11 +156,11 @@ def mutation_effects(s, question, sequence):
     C, G or T adds to them (L, 4)
     """
     # the sequence itself, then its mutants
-    kept = kept_length(s, question, sequence)
+    _, (kept,) = encode_prompts(s.tok, [question | {"input": sequence}], s.max_len)
     at = [(i, j) for i in range(kept)
           for j, base in enumerate("ACGT") if base != sequence[i]]
     mutants = [sequence[:i] + "ACGT"[j] + sequence[i + 1:] for i, j in at]
-    log_p = ask(s, question, [sequence, *mutants], "explaining")
+    log_p, _ = ask(s, question, [sequence, *mutants], "explaining")
 
     # the change of the log-odds
     k = log_p[0].argmax()
@@ -222,14 +212,12 @@ def explain(s, path, question):
 
     table = [tsv("name", "label", "position", "base", *"ACGT")]
     for name, sequence in records:
-        remarks = note(sequence, kept_length(s, question, sequence))
-        remarks = f" ({remarks})" if remarks else ""
         if not stretches(sequence):
-            print(f"{name}: no label{remarks}")
+            print(f"{name}: no label ({note(sequence)})")
             continue
         k, odds, changes = mutation_effects(s, question, sequence)
-        label = question["choices"][k]
-        print(f"{name}: {label}, log-odds {odds:.2f}{remarks}")
+        label, remarks = question["choices"][k], note(sequence, len(changes))
+        print(f"{name}: {label}, log-odds {odds:.2f}" + (remarks and f" ({remarks})"))
         show(sequence, mean_changes(sequence, changes))
         table += [tsv(name, label, i, sequence[i - 1], *x)
                   for i, x in enumerate(changes.tolist(), start=1)]
@@ -354,10 +342,11 @@ def compare(s, paths, question):
     with results(s.cfg.output) as f:
         pairs = read_pairs(paths)
         choices, sequences = [], [sequence for _, pair in pairs for sequence in pair]
-        p = np.zeros((len(sequences), 0))
+        log_p, kept = np.zeros((len(sequences), 0)), list(map(len, sequences))
         if question:
             choices = question["choices"]
-            p = np.exp(ask(s, question, sequences, "predicting"))           # (2N, K)
+            log_p, kept = ask(s, question, sequences, "predicting")         # (2N, K)
+        p = np.exp(log_p)
 
         # three columns of the bits, and of the probability of each choice
         columns = ["name_ref", "name_alt", "bases_ref", "bases_alt", "bases_both"]
@@ -365,19 +354,18 @@ def compare(s, paths, question):
                     for part in ("ref", "alt", "difference")]
         f.write(tsv(*columns, "note"))
         pairs = tqdm(pairs, desc="scoring", unit=" pairs", disable=None)
-        for (names, (ref, alt)), p_ref, p_alt in zip(pairs, p[::2], p[1::2]):
+        for i, (names, (ref, alt)) in enumerate(pairs):
             bits_ref, bits_alt = shared_bits(s, ref, alt)
-            before = np.append(total(bits_ref), p_ref)                      # (1 + K,)
-            after = np.append(total(bits_alt), p_alt)
+            before = np.append(total(bits_ref), p[2 * i])                   # (1 + K,)
+            after = np.append(total(bits_alt), p[2 * i + 1])
             values = np.stack([before, after, after - before], axis=1).ravel()
 
             # what to know of them
             remarks = []
             if len(ref) != len(alt):
                 remarks = [f"lengths differ: {len(ref):,} and {len(alt):,} letters"]
-            for part, sequence in (("ref", ref), ("alt", alt)):
-                kept = kept_length(s, question, sequence) if question else None
-                if text := note(sequence, kept):
+            for part, sequence, n in zip(("ref", "alt"), (ref, alt), kept[2 * i:]):
+                if text := note(sequence, n):
                     remarks.append(f"{part}: {text}")
             bases = count_bases(ref), count_bases(alt), len(bits_ref)
             f.write(tsv(*names, *bases, *values, "; ".join(remarks)))
