@@ -240,8 +240,7 @@ class Answer(NamedTuple):
 
 
 def choices_of(example):
-    """An example without choices has one, its output: greedy decoding writes it or
-    not."""
+    """An example without choices has one, its output: is it what the model writes?"""
     return example.get("choices") or [example["output"]]
 
 

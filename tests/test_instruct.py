@@ -355,6 +355,16 @@ def test_neighbours_share_a_batch(toy, monkeypatch):
     assert len({len(ids) for batch in batches for ids in batch}) > 2 and len(batches) <= 5
 
 
+def test_both_strands_are_tuned_on():
+    """Where the answer is the same, and never the other strand of a held-out example"""
+    examples = [{"input": random_dna(20, seed), "either_strand": seed % 2 == 0} for seed in range(10)]
+    val, train = instruct.hold_out(examples, InstructConfig(val_fraction=0.3))
+    assert len(val) == 3 and all(e in examples for e in val)
+    either = [e for e in examples if e["either_strand"] and e not in val]
+    assert train[:7] == [e for e in train if e in examples] and len(train) == 7 + len(either)
+    assert {e["input"] for e in train[7:]} == {reverse_complement(e["input"]) for e in either}
+
+
 @pytest.mark.parametrize("length", [400, 600])
 def test_cuts_say_nothing_of_the_answer(tok, length):
     """Prompts that do not fit are cut alike, however long the choice that is right; and scoring has

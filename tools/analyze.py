@@ -44,8 +44,7 @@ class AnalyzeConfig:
     explain: str = ""               # file or sequence: the bases that a label depends on
     compare: tuple = ()             # two files: reference and alternative alleles. Those
                                     # whose names begin with the same word are a pair.
-                                    # In one file a pair is two records, reference
-                                    # first.
+                                    # Or one file with both, each reference first.
     score: str = ""                 # file: bits and bits per base of each sequence
     embed: str = ""                 # file: mean hidden states, to --output=NAME.npy
     output: str = ""                # file for the result; .gz is packed
@@ -55,8 +54,7 @@ class AnalyzeConfig:
 # Files
 
 def read_sequences(path, shortest=1):
-    """A FASTA file or a table -> list of (name, sequence), ambiguous letters
-    included"""
+    """A FASTA file or a table -> list of (name, sequence), ambiguous letters included"""
     path = "/dev/stdin" if path == "-" else path
     lines = [(number, line) for number, line in read_lines(path) if not line.isspace()]
     if lines[0][1].startswith((">", ";")):
@@ -92,6 +90,7 @@ def tsv(*cells):
 # What is read of a sequence
 
 def count_bases(sequence):
+    """-> how many bases are in stretches"""
     return sum(map(len, stretches(sequence)))
 
 
@@ -127,8 +126,7 @@ def ask(s, question, sequences, what):
 
 
 def predict(s, path, question):
-    """Write the likeliest label of each sequence, and the probabilities of all
-    labels."""
+    """Write the likeliest label of each sequence, and all labels' probabilities."""
     with results(s.cfg.output) as f:
         names, sequences = zip(*read_sequences(path))
         log_p, kept = ask(s, question, sequences, "predicting")
@@ -142,8 +140,8 @@ def predict(s, path, question):
 # Which bases a label depends on
 
 def log_odds(log_p, k):
-    """log-probabilities (N, K) -> log(p / (1 - p)) of choice k (N,), precise even if
-    p is near 1"""
+    """log-probabilities (N, K) -> log(p / (1 - p)) of choice k (N,), precise even
+    where p is near 1"""
     return log_p[:, k] - np.logaddexp.reduce(np.delete(log_p, k, axis=1), axis=1)
 
 
@@ -166,7 +164,8 @@ def mutation_effects(s, question, sequence):
     k = log_p[0].argmax()
     odds = log_odds(log_p, k)
     changes = np.zeros((kept, 4))
-    changes[tuple(np.transpose(at))] = odds[1:] - odds[0]
+    for (i, j), mutant_odds in zip(at, odds[1:]):
+        changes[i, j] = mutant_odds - odds[0]
     return k, odds[0], changes
 
 
@@ -239,8 +238,8 @@ def token_bits(s, ids):
     T = s.model.config.block_size
     ids = torch.tensor([s.tok.eot, *ids], device=s.model.device)
     nats = []
-    # windows overlap by half: each token counts once, with at least half a context
-    # before it
+    # windows overlap by half. Each token counts once, with half a context before it or
+    # more.
     for start in range(0, max(1, len(ids) - 1 - T // 2), T // 2):
         window = ids[start:start + T + 1]
         logits, _ = s.model(window[None, :-1])
