@@ -1,4 +1,5 @@
-# make toy: the whole way on the toy world. make test: all tests. Both create .venv first.
+# make toy: the whole way on the toy world, anew. make test: all tests.
+# Both create .venv first.
 PYTHON ?= python3
 ENV = .venv/bin/python
 

@@ -140,9 +140,9 @@ class Windows:
 
     def micro_batches(self, step, cfg, machine):
         """-> the micro-batches of a step (0, 1, ...) that this process computes"""
-        first = step * cfg.gradient_accumulation_steps
-        mine = range(machine.rank, cfg.gradient_accumulation_steps, machine.world)
-        return [self.rows((first + m) * cfg.batch_size, cfg.batch_size) for m in mine]
+        n = cfg.gradient_accumulation_steps
+        return [self.rows((step * n + i) * cfg.batch_size, cfg.batch_size)
+                for i in range(machine.rank, n, machine.world)]
 
 
 # --------------------------------------------------------------------------------------

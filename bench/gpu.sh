@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# All that a GPU has to show, by one command, in one table:
+# Measure all that a GPU can show, and print one table.
 #
 #     bash bench/gpu.sh                               # config/gpt2.toml; logs in out/gpu
 #     bash bench/gpu.sh config/toy.toml out/gpu-toy   # the same on a CPU
-#     LIMIT=540 bash bench/gpu.sh                     # for 540 seconds; repeat it until it is done
+#     LIMIT=540 bash bench/gpu.sh                     # 540 seconds; repeat until done
 #
-# Each stage is a command with a time limit and a log. A stage that has succeeded is not run again,
-# and training goes on where it was cut off. The model is that of the preset, in its own folders.
+# Each stage is a command with a time limit and a log. A stage that has succeeded is not
+# run again, and training goes on where it was cut off. The first time, a model in the
+# preset's folders is overwritten.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 preset=${1:-config/gpt2.toml} out=${2:-out/gpu} end=$((SECONDS + ${LIMIT:-1000000}))
@@ -58,15 +59,16 @@ give_up() {
 
 # What each stage took, and the figures that it printed last
 table() {
-    local name state figures
+    local name state figures seconds
+    local figure='tokens/s|rows/s|^MFU|peak memory|stalled|^step|^mean|^on |^error'
     printf '\n%-16s %-7s %8s  %s\n' stage state seconds figures
     for name in "${stages[@]}"; do
         state=failed
         [ -e "$out/$name.done" ] && state=done
-        figures=$(grep -hE 'tokens/s|rows/s|^MFU|peak memory|stalled|^step|^mean|^on |^error' \
-            "$out/$name.log" 2>/dev/null | tail -n 4 | tr -s ' ' | paste -sd ';')
-        printf '%-16s %-7s %8s  %s\n' "$name" "$state" \
-            $(($(paste -sd + "$out/$name.seconds" 2>/dev/null || echo 0))) "${figures//;/; }"
+        figures=$(grep -hE "$figure" "$out/$name.log" 2>/dev/null | tail -n 4 \
+            | tr -s ' ' | paste -sd ';')
+        seconds=$(($(paste -sd + "$out/$name.seconds" 2>/dev/null || echo 0)))
+        printf '%-16s %-7s %8s  %s\n' "$name" "$state" $seconds "${figures//;/; }"
     done | tee "$out/table.txt"
 }
 
@@ -85,9 +87,10 @@ from train import TrainConfig
 cfg = TrainConfig()
 machine = find_machine(cfg)
 gpu = machine.device.type == "cuda"
-name = torch.cuda.get_device_name() if gpu else platform.processor() or platform.machine()
-print(f"on {name}, torch {torch.__version__}, CUDA {torch.version.cuda}, {machine.dtype}, "
-      f"peak {machine.peak}, compiled: {should_compile(cfg, machine, 1e15)}")
+name = torch.cuda.get_device_name() if gpu else platform.machine()
+print(f"on {name}, torch {torch.__version__}, CUDA {torch.version.cuda}, "
+      f"{machine.dtype}, peak {machine.peak}, "
+      f"compiled: {should_compile(cfg, machine, 1e15)}")
 if gpu:
     subprocess.run(["nvidia-smi"])'
 stage prepare 580 "$python" prepare.py "$preset" || give_up
@@ -101,8 +104,8 @@ stage step-cudnn 300 "${step[@]}" --undo=cudnn
 stage step-vocabulary 300 "${step[@]}" --vocab_size=50257
 stage step-adamw 300 "${step[@]}" --optimizer=adamw
 stage step-eager 300 "${step[@]}" --compile=no --gradient_accumulation_steps=1
-stage step-torchrun 300 "$python" -m torch.distributed.run --standalone --nproc_per_node=1 \
-    -m bench.step "$preset"
+stage step-torchrun 300 "$python" -m torch.distributed.run --standalone \
+    --nproc_per_node=1 -m bench.step "$preset"
 
 # memory
 for B in $((rows / 2)) "$rows" $((rows * 2)); do
@@ -113,8 +116,8 @@ done
 training pretraining 3600 "$base" "$python" train.py "$preset" || give_up
 stage tuning-step 300 "$python" -m bench.tuning "$preset"
 stage tuning-cudnn 300 "$python" -m bench.tuning "$preset" --undo=cudnn
-stage tuning-prefix 300 "$python" -m bench.tuning "$preset" --mix_instructions=false --compile=no \
-    --batch_size=64 --gradient_accumulation_steps=4
+stage tuning-prefix 300 "$python" -m bench.tuning "$preset" --mix_instructions=false \
+    --compile=no --batch_size=64 --gradient_accumulation_steps=4
 stage 6-mers 580 "$python" -m tools.kmers "$(of prepare data_dir)/tasks"
 training tuning 3600 "$tuned" "$python" instruct.py "$preset" || give_up
 stage scoring 580 "$python" instruct.py "$preset" --epochs=0 --init_from="$tuned" \

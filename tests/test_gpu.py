@@ -95,8 +95,8 @@ def test_scoring_waits_only_for_its_results(monkeypatch):
 def test_a_step_is_one_graph(name, kmer):
     torch._dynamo.reset()
     with torch.autocast("cpu", torch.bfloat16):
-        found = torch._dynamo.explain(GPT(replace(SMALL, kmer=kmer)))(*BATCHES[name])
-    assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
+        report = torch._dynamo.explain(GPT(replace(SMALL, kmer=kmer)))(*BATCHES[name])
+    assert (report.graph_count, report.graph_break_count) == (1, 0), report.break_reasons
 
 
 def compilations(batches):
@@ -138,9 +138,9 @@ def test_a_residual_stream_in_bfloat16():
         assert model.embed(tokens(2, 8), torch.arange(8)).dtype == torch.bfloat16
     assert model.embed(tokens(2, 8), torch.arange(8)).dtype == torch.float32
     exact, expected = flat_gradients(model, pretraining(8), autocast=False)
-    loss, found = flat_gradients(model, pretraining(8))
+    loss, gradient = flat_gradients(model, pretraining(8))
     assert loss == pytest.approx(exact, rel=1e-3)
-    assert F.cosine_similarity(found, expected, dim=0) > 0.9999
+    assert F.cosine_similarity(gradient, expected, dim=0) > 0.9999
 
 
 def test_answers_only_are_the_same_loss():
@@ -148,10 +148,10 @@ def test_answers_only_are_the_same_loss():
     model = GPT(SMALL)
     idx, targets, _, at = tuning(8, 40)
     everywhere = torch.full((8 * 40,), -1).index_put((at,), targets).view(8, 40)
-    loss, found = flat_gradients(model, (idx, targets, None, at), autocast=False)
+    loss, gradient = flat_gradients(model, (idx, targets, None, at), autocast=False)
     expected_loss, expected = flat_gradients(model, (idx, everywhere), autocast=False)
     assert loss == pytest.approx(expected_loss, rel=1e-6)
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(gradient, expected, atol=1e-6, rtol=1e-4)
 
 
 # -- memory, in bytes of tensors without data

@@ -52,8 +52,8 @@ def test_a_token_gets_the_kmers_that_end_in_it(kmer_gpt):
     gpt, vocab = kmer_gpt
     kmers, names = gpt.transformer.kmers, list(vocab)
     ids = torch.randint(11, (4, 30), generator=torch.Generator().manual_seed(3))
-    found = kmers(ids, torch.full((4, 2), -1))
-    for row, x in zip(ids.tolist(), found):
+    embedded = kmers(ids, torch.full((4, 2), -1))
+    for row, x in zip(ids.tolist(), embedded):
         text = ""
         for i, value in zip(row, x):
             expected = torch.zeros(SMALL.n_embd)
@@ -65,7 +65,7 @@ def test_a_token_gets_the_kmers_that_end_in_it(kmer_gpt):
             text = text if is_dna else ""
             torch.testing.assert_close(value, expected)
     # the ids before count too
-    torch.testing.assert_close(kmers(ids[:, 2:], ids[:, :2])[:, 2:], found[:, 4:])
+    torch.testing.assert_close(kmers(ids[:, 2:], ids[:, :2])[:, 2:], embedded[:, 4:])
 
 
 def test_kmers_begin_at_nothing():
@@ -225,8 +225,8 @@ def test_a_prefix_changes_nothing(gpt):
         loss = gpt(*batch)[1]
         loss.backward()
         gradients.append([loss.detach()] + [p.grad.clone() for p in gpt.parameters()])
-    for found in gradients[1:]:
-        for a, b in zip(found, gradients[0]):
+    for part in gradients[1:]:
+        for a, b in zip(part, gradients[0]):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
@@ -312,12 +312,12 @@ def test_log_likelihoods(gpt):
     """With the shared cache and prompts of different lengths the same as row by row without"""
     prompts = [[1, 2, 3, 4], [1, 2, 9], [1, 2, 3, 4, 5, 6, 7, 8]]
     choices = [[7], [7, 8, 0], [30, 31, 0], greedy(gpt, prompts[1], 3)]
-    found, would_write = gpt.log_likelihoods(prompts, choices)
+    nats, would_write = gpt.log_likelihoods(prompts, choices)
     for i, p in enumerate(prompts):
         for j, c in enumerate(choices):
             log_p = gpt(torch.tensor([p + c]))[0][0].log_softmax(-1)
             alone = sum(log_p[len(p) - 1 + t, token].item() for t, token in enumerate(c))
-            assert found[i, j].item() == pytest.approx(alone, abs=1e-4)
+            assert nats[i, j].item() == pytest.approx(alone, abs=1e-4)
             assert would_write[i, j].item() == (greedy(gpt, p, len(c)) == c)
     assert would_write[1, 3]
     with pytest.raises(ValueError, match="33 tokens do not fit into block_size=32"):

@@ -162,10 +162,10 @@ def test_orthogonalize(shape):
     """Singular values near one, singular vectors as they were."""
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     u, before, v = torch.linalg.svd(x, full_matrices=False)
-    known = u.mT @ train.orthogonalize(x) @ v.mT                # diagonal, if they are
-    values = known.diagonal(dim1=1, dim2=2)
+    result = u.mT @ train.orthogonalize(x) @ v.mT                # diagonal, if they are
+    values = result.diagonal(dim1=1, dim2=2)
     assert before.max() / before.min() > 2 and 0.6 < values.min() and values.max() < 1.3
-    assert (known - torch.diag_embed(values)).abs().max() < 1e-3
+    assert (result - torch.diag_embed(values)).abs().max() < 1e-3
 
 
 def test_muon_is_that_of_torch():
@@ -184,8 +184,8 @@ def test_muon_is_that_of_torch():
         ours.grad = theirs.grad = c_attn.grad = grad
         for third, part in zip(thirds, grad.split(8)):
             third.grad = part
-        for mine, torchs in pairs:
-            mine.step()
+        for optimizer, torchs in pairs:
+            optimizer.step()
             torchs.step()
     assert torch.allclose(ours, theirs, atol=0.01) and not torch.allclose(ours, start, atol=0.1)
     assert torch.allclose(c_attn, torch.cat(thirds), atol=0.01)
@@ -520,10 +520,10 @@ from config.machine import find_machine
 from train import TrainConfig
 machine = find_machine(TrainConfig(device="cpu", dtype="float32", gradient_accumulation_steps=2))
 model = torch.nn.parallel.DistributedDataParallel(lopsided_model())
-loss, found = gradients(model, lopsided(4)[machine.rank::2], machine)
+loss, accumulated = gradients(model, lopsided(4)[machine.rank::2], machine)
 loss = machine.sum(loss)[0] / 2
 if machine.is_main:
-    torch.save((loss, found), {path!r})
+    torch.save((loss, accumulated), {path!r})
 machine.close()
 """
 
@@ -533,10 +533,10 @@ def test_two_processes_accumulate_as_one(tmp_path):
     script.write_text(TWO.format(tests=os.path.dirname(__file__), path=str(tmp_path / "x.pt")))
     process = torchrun(script=str(script))
     assert process.communicate()[1] is not None and process.returncode == 0
-    loss, found = torch.load(tmp_path / "x.pt")
+    loss, accumulated = torch.load(tmp_path / "x.pt")
     expected_loss, expected = gradients(lopsided_model(), lopsided(8))
     assert loss == pytest.approx(expected_loss.item(), rel=1e-5)
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(accumulated, expected, atol=1e-6, rtol=1e-4)
 
 
 # -- several processes
@@ -572,9 +572,9 @@ def wait_for_a_line(path, process):
 
 def children(process):
     """-> the process ids of a job's workers"""
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], text=True,
+    pids = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], text=True,
                            capture_output=True).stdout
-    return [int(pid) for pid in found.split()]
+    return [int(pid) for pid in pids.split()]
 
 
 @pytest.mark.skipif(shutil.which("ps") is None, reason="ps says which processes are whose")
@@ -681,8 +681,8 @@ def test_kmers_from_pretraining_to_an_answer(toy, tmp_path):
     instruct.main([f"--init_from={tmp_path}/whole", tuned, f"--tasks={toy}/data/tasks/tf.train.json",
                    f"--eval_tasks={toy}/data/tasks/tf.test.json", "--max_steps=2", "--device=cpu"])
     pack.main([f"{tmp_path}/tuned", f"{tmp_path}/packed"])
-    found = [json.loads((tmp_path / name).read_text())["tasks"]["tf"]["n"] for name in ("tuned/scores.json", "packed/scores.json")]
+    counts = [json.loads((tmp_path / name).read_text())["tasks"]["tf"]["n"] for name in ("tuned/scores.json", "packed/scores.json")]
     packed, _, state = load_model(str(tmp_path / "packed"))
-    assert found == [24, 24] and packed.config.kmer == 4 and "tf" in state["questions"]
+    assert counts == [24, 24] and packed.config.kmer == 4 and "tf" in state["questions"]
     with pytest.raises(ValueError, match="kmer=9: choose 2 to 8 bases"):
         run(toy, tmp_path / "nine", "--kmer=9")

@@ -63,7 +63,7 @@ def import_gpt2(source, target):
 
 def read_gpt2(folder, n_tokens):
     """-> the GPT of a folder's config.json and model.safetensors, with the first
-    `n_tokens` of its token embeddings: no others have a token"""
+    `n_tokens` of its token embeddings: no names have a token"""
     # its shape
     path = os.path.join(folder, "config.json")
     try:
@@ -194,10 +194,10 @@ def main(argv):
         print(f"wrote {target}; next: "
               f"{config.next_command('sample', [], out_dir=target)}")
     else:
-        others = [name for pattern in ("*.bin", "*.safetensors", "*.pt")
+        names = [name for pattern in ("*.bin", "*.safetensors", "*.pt")
                   for name in sorted(glob.glob(pattern, root_dir=source))]
         raise ValueError(f"{source}: neither best.pt nor model.safetensors, but "
-                         f"{', '.join(others) or 'no weights'}. The `transformers` "
+                         f"{', '.join(names) or 'no weights'}. The `transformers` "
                          "library makes one model.safetensors of other files, or of "
                          "several: save_pretrained(FOLDER, max_shard_size='100GB')")
 
