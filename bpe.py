@@ -75,8 +75,7 @@ def spell_out(branch, alphabet):
 
 
 def until_run(kind, not_kind, alphabets):
-    r"""-> the expression for characters of a kind, up to where a run begins: each of
-    them is in no alphabet, or it is in one but no run begins there
+    r"""-> the expression for characters of one kind. It stops where a run begins.
 
     kind: a class of characters; not_kind: all other characters, as [^...] lists them
 
@@ -89,6 +88,7 @@ def until_run(kind, not_kind, alphabets):
     alphabets = [alphabet for alphabet in alphabets if regex.search(kind, alphabet)]
     if not alphabets:
         return f" ?{kind}+"
+    # A character is in no alphabet, or it is in one but no run begins there.
     shared = re.escape("".join(regex.findall(kind, "".join(alphabets))))
     runs = "|".join(spell_out("X{%d}" % SHORTEST, alphabet) for alphabet in alphabets)
     return f" ?(?:[^{not_kind}{shared}]|(?!{runs})[{shared}])+"
@@ -126,8 +126,8 @@ GPT2_PATTERN = english([])
 
 # The fast path below relies on two properties of these patterns: they match every
 # character of any text, and no piece crosses the start of a word, where white space
-# begins. A tokenizer keeps its pattern when MODALITIES gets another row, so the
-# patterns without the last rows belong here too. Without any row they are GPT-2's.
+# begins. A tokenizer keeps its pattern when MODALITIES gets another row. So the patterns
+# of fewer rows belong here too; those of no row are GPT-2's.
 COMPLETE = {pattern for n in range(len(ALPHABETS) + 1)
             for pattern in split_patterns(ALPHABETS[:n]).values()} - {None}
 
@@ -237,8 +237,8 @@ class Tokenizer:
     split: the name of the pattern in PATTERNS, or "custom"
     bytes_of: {id: bytes of the token}
     eot: the id of <|endoftext|>, or None
-    unknown: the bytes without a token, which encode() drops as the `tokenizers` library
-        does; b"" for every tokenizer trained here, but not for the DNAHLM paper's
+    unknown: the bytes that have no token. encode() drops them, as the `tokenizers`
+        library does. A tokenizer trained here has none; the DNAHLM paper's has some.
     """
 
     def __init__(self, vocab, merges, pattern, specials=(END_OF_TEXT,)):
@@ -527,8 +527,8 @@ def count_pieces(docs, tok):
 def learn_merges(counts, vocab_size):
     """counts: {piece: how often it occurs} -> one (left, right, new, count) at a time
 
-    No two merges make the same byte string, so each new token has a new name. For where
-    bytes have become one token, no merge has crossed their edges. So the merges inside
+    No two merges make the same byte string, so each new token has a new name. If some
+    bytes are one token, no earlier merge has crossed their edges. So the merges inside
     depend on these bytes alone, and are the same everywhere.
     """
     corpus = Corpus(counts, vocab_size)
@@ -549,8 +549,8 @@ class Corpus:
     excess: {code: by how much the count of a pair in the heap is too high}
 
     A merge makes pairs of the new token only, so the count of any other pair can only
-    fall. A pair that was pushed with an old count comes up too early, and goes back
-    with the new one. Pairs rarer than `floor` are left out of the heap. When it runs
+    fall. A pair may come up with an old count. Then it is pushed again with its new
+    count. Pairs rarer than `floor` are left out of the heap. When it runs
     empty, the floor is lowered and the text, by then much shorter, is read again.
     """
 
@@ -712,9 +712,12 @@ def level_ends(merges):
 
 
 def winners(ranks, left, right):
-    """ranks: (n,) of a level's pairs, by position; left, right: (n,) of the pairs
-    beside each -> (n,) which pairs are merged now: those of lower rank than both
-    neighbours, and in a run of equal pairs every other one, from the left"""
+    """A pair is merged now if its rank is lower than those of both pairs beside it. In
+    AAAAA, a run of equal pairs, every other pair is, from the left.
+
+    ranks: (n,) of a level's pairs, by position; left, right: (n,) of the pairs beside
+    -> (n,) bool
+    """
     wins = (ranks < left) & (ranks <= right)
 
     # AAAAA is a run of equal pairs. If the first of them wins, every other one does.

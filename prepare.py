@@ -107,8 +107,8 @@ LONGEST_STRETCH, SHORTEST_STRETCH = 20_000, 1000    # bases or characters
 def held_out_stretches(cfg, modality):
     """-> (length, n): every n-th stretch of this length is held out
 
-    Little text has shorter stretches. The shortest may be a larger share than
-    val_fraction.
+    A small text is cut into shorter stretches. Then more than val_fraction may be held
+    out.
     """
     n = round(1 / cfg.val_fraction)
     total = 0
@@ -388,7 +388,7 @@ def staged(data_dir):
 
 
 def next_command(cfg, argv, tasks):
-    """-> what to run next, on these data and no others"""
+    """-> the command that trains or tunes on this data_dir"""
     out_dir = f"out/{os.path.basename(os.path.abspath(cfg.data_dir))}"
     if any(text_files(cfg)):
         return config.next_command("train", argv, data_dir=cfg.data_dir, out_dir=out_dir)

@@ -12,6 +12,34 @@ from dna import toy as toy_world
 torch.set_num_threads(1)      # small networks; on a busy machine two threads wait for each other
 
 
+# `make check` leaves these tests out: each takes longer than a quarter of a second.
+SLOW = """
+test_a_process_that_dies_ends_the_job test_a_second_run_replaces_the_first
+test_a_step_is_one_graph test_a_step_never_waits_for_the_device
+test_a_tokenizer_that_loses_text_is_refused test_adamw_trains_and_resumes_too
+test_as_a_command test_best_is_not_overwritten_by_worse
+test_chat_says_what_is_wrong_and_goes_on test_compiled_runs_are_the_same_twice
+test_ctrl_c_saves_and_says_how_to_go_on test_ctrl_c_stops_all_processes_together
+test_intervals_change_nothing_but_the_log test_killed_at_any_moment
+test_kmers_from_pretraining_to_an_answer test_left_out_tasks_and_baselines
+test_long_records_are_held_out_too test_memory_of_a_step
+test_modalities_are_those_of_meta_json test_mutated_files
+test_mutated_input_leaves_no_half_written_folder test_next_after_the_toy_world
+test_one_clear_line test_one_command_goes_on_where_it_was_cut_off
+test_one_process_of_torchrun_has_a_group test_page_gives_the_same_tokens
+test_pipes_and_one_clear_line test_planted_elements_stand_out test_pretraining_compiles_once
+test_repeated_documents_are_on_one_side test_resuming_another_run_is_refused
+test_step_computes_what_training_does test_the_papers_tokenizer
+test_tuning_compiles_a_handful_of_times test_two_processes_equal_one test_whole_way
+"""
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.originalname in SLOW.split():
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory):
     """-> a folder with data/ (a toy world of few genes) and out/ (a model of a few steps)"""
