@@ -260,13 +260,13 @@ def label_probabilities(model, tok, examples, max_len, machine, what, batch_size
               for text, ids in zip(texts, tok.encode_batch(texts))}
 
     # their batches: the same choices, then the same instruction and similar lengths.
-    # Lengths within 16 stay in their order, because neighbours, such as the mutants of
-    # a sequence, may have a long prefix in common.
+    # Lengths within 4 stay in their order, because neighbours, such as the mutants of a
+    # sequence, may have a long prefix in common.
     batches = defaultdict(list)
     for i, (e, prompt) in enumerate(zip(rows, prompts)):
         longest = max(len(ids_of[choice]) for choice in choices_of(e))
         if prompt is not None and len(prompt) + longest <= model.config.block_size:
-            key = tuple(choices_of(e)), e["instruction"], len(prompt) // 16
+            key = tuple(choices_of(e)), e["instruction"], len(prompt) // 4
             batches[key].append(i)
 
     # their answers
