@@ -307,17 +307,10 @@ def align(ref, alt):
     Alleles of one length differ by substitutions. Other alleles share what is before an
     insertion or deletion, and what is behind it.
     """
-    def n_same(ref, alt):
-        # at their beginnings; an ambiguous letter may be any
-        for i, (a, b) in enumerate(zip(ref, alt)):
-            if a != b and {a, b} <= set("ACGT"):
-                return i
-        return min(len(ref), len(alt))
-
     if len(ref) == len(alt):
         return np.arange(len(ref)), np.arange(len(alt))
-    before = n_same(ref, alt)
-    behind = n_same(ref[before:][::-1], alt[before:][::-1])
+    before = len(os.path.commonprefix([ref, alt]))      # of any two texts
+    behind = len(os.path.commonprefix([ref[before:][::-1], alt[before:][::-1]]))
     return [np.r_[:before, len(allele) - behind:len(allele)] for allele in (ref, alt)]
 
 
