@@ -112,7 +112,7 @@ def test_unfinished_files_are_made_again(few_genes, tmp_path, monkeypatch):
 def test_preset_names_the_files(few_genes, tmp_path):
     """config/toy.toml shows, as a comment, what `prepare.py` without arguments reads."""
     with open(f"{ROOT}/config/toy.toml", encoding="utf-8") as f:
-        text = re.sub(r"(?m)^# (?=\w+ = )", "", f.read())
+        text = re.sub(r"(?m)^#(?= \w+ = |  +\")", "", f.read())
     section = tomllib.loads(text)["prepare"]
     named = {key: tuple(section[key]) for key in ("dna", "english", "tasks")}
     os.chdir(tmp_path)
