@@ -9,8 +9,8 @@ GPT-2: a key-value cache, the network, its loss, generation, checkpoints.
 The network is that of Radford et al. (2019), "Language Models are Unsupervised Multitask
 Learners": learned positions, LayerNorm before each part of a block, GELU in its tanh
 form, biases everywhere, an LM head tied to the token embedding. Parameters have the
-names of the published GPT-2, whose files tools/gpt2.py converts. Below a double line
-stands what DNA tokens can be given besides; GPT-2 does not have it.
+names of the published GPT-2, whose files tools/gpt2.py converts. The part below the
+double line is ours: embeddings of k-mers. GPT-2 has none.
 
 Shapes: B batch, T time (tokens), P tokens of a shared prefix, S keys (the cached tokens
 and the new ones), C channels (n_embd), H heads, D head size (C / H), V vocabulary.
@@ -42,8 +42,8 @@ class Cache:
     """Keys and values of the tokens read so far, and the positions of these tokens.
 
     A token attends to the tokens at positions up to its own. Padding is at the position
-    PADDING, so no real token attends to it. First comes one row, a shared prefix (B=1),
-    then the rows that continue it. A `frozen` cache is read but not extended.
+    PADDING, so no real token attends to it. The cache begins with one row, the shared
+    prefix (B=1). Later it has B rows, which continue it. A `frozen` cache is read but not extended.
     """
     PADDING = 1 << 30
 
@@ -369,7 +369,8 @@ def choose(logits, temperature, top_k, generator=None):
 
 
 # --------------------------------------------------------------------------------------
-# Two functions that PyTorch has, written out where its own are slow or wrong
+# PyTorch has these two functions. On some devices they are slow or wrong, so they are
+# written out here.
 
 def attention(q, k, v, mask, dropout):
     """Scaled dot-product attention.

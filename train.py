@@ -1,6 +1,6 @@
 """
-Pretraining, told in the order in which things happen: data, optimizer, evaluation,
-steps, the run's log, checkpoints and model folders.
+Pretraining: data order, optimizer, evaluation, training steps, several GPUs; then the
+run's log, checkpoints and model folders. main(), at the end, shows how they fit together.
 
     python train.py                                     # the toy world, after prepare.py
     python train.py config/laptop.toml --max_steps=500
@@ -9,9 +9,10 @@ steps, the run's log, checkpoints and model folders.
 
 It writes to out_dir:
 
-    last.pt, best.pt    the newest checkpoint, and the one with the lowest validation
-    loss log.jsonl           a line per logged step and per evaluation config.json,
-    tokenizer.json
+    last.pt         the newest checkpoint
+    best.pt         the checkpoint with the lowest validation loss
+    log.jsonl       a line per logged step and per evaluation
+    config.json, tokenizer.json
 
 instruct.py tunes with the same fit(). Shapes: B batch, T time (tokens).
 """
@@ -118,7 +119,7 @@ class Windows:
 
     def __init__(self, ids, block_size, seed):
         self.ids, self.T, self.seed = ids, block_size, seed
-        # one window less, to leave room for the offset
+        # One window is lost, because each epoch starts at an offset of its own.
         self.n = (len(ids) - 1) // block_size - 1
         require(self.n >= 1, f"train.bin has {len(ids):,} tokens, too few for "
                 f"block_size={block_size}: prepare more text")
@@ -152,8 +153,6 @@ def make_optimizers(model, cfg, machine):
     """-> a list of optimizers. With optimizer=muon, Muon has the matrices of the blocks.
     AdamW has all else, with weight decay for matrices and embeddings, without for biases
     and LayerNorms."""
-    require(cfg.optimizer in ("muon", "adamw"),
-            f"optimizer={cfg.optimizer} is not one of muon, adamw")
     matrices = {name: p for name, p in model.transformer.h.named_parameters()
                 if p.dim() == 2 and cfg.optimizer == "muon"}
     in_muon = {id(p) for p in matrices.values()}
@@ -308,8 +307,8 @@ def fit(model, cfg, machine, batches, evaluate, extra, resumed=None,
     model.train()
     with deferred_signals(machine) as signals:
         while step < cfg.max_steps:
-            # dropout depends on the seed and the step alone (the prime keeps them
-            # apart), so that a resumed run draws the same
+            # Each step has a seed of its own (the prime keeps runs apart). So a resumed
+            # run draws the same dropout.
             seed = cfg.seed * 1_000_003 + step
             torch.manual_seed(seed * machine.world + machine.rank)
             lr, micro_batches = learning_rate(step, cfg), batches(step)
@@ -357,10 +356,12 @@ def count_targets(batch):
 
 
 def forward_backward(ddp_model, micro_batches, machine):
-    """Compute the gradients of a step, one micro-batch at a time -> the loss, of which
-    the mean over processes is the mean over the step's targets"""
-    # the loss of a micro-batch is a mean over its targets, and weighs by its share of
-    # the step's targets: so several micro-batches are one large one, whatever each holds
+    """Compute the gradients of a step, one micro-batch at a time.
+
+    -> this process's loss. Averaged over processes, it is the mean loss per target.
+    """
+    # The model gives the mean over a micro-batch's targets. It weighs by its share of
+    # the step's targets. So several micro-batches equal one large batch.
     counts = [count_targets(batch) for batch in micro_batches]
     targets_per_process = machine.sum(sum(counts))[0] / machine.world
     loss = 0.0
@@ -572,9 +573,9 @@ def resume_from(cfg, machine, extra):
 def load_model(folder, device="cpu", dropout=0.0):
     """Read a folder that train.py, instruct.py or a tool wrote.
 
-    -> (model on `device`, its tokenizer, the whole checkpoint as a dict, with more
-    fields, such as the questions that a model was tuned on). ValueError if model and
-    tokenizer do not belong together.
+    -> (model on `device`, its tokenizer, the whole checkpoint as a dict). A tuned
+    checkpoint also holds its questions. ValueError if model and tokenizer do not belong
+    together.
     """
     path = os.path.join(folder, "best.pt")
     model, state = load_checkpoint(path, device, dropout)
@@ -595,8 +596,8 @@ def deferred_signals(machine):
     """Within, Ctrl-C and SIGTERM are only noted in a list, so that a step can be
     finished and saved -> that list.
 
-    A second Ctrl-C stops at once; not under torchrun, which passes each one on to
-    processes that had it from the terminal."""
+    A second Ctrl-C stops at once. Under torchrun it does not, because each process gets
+    every Ctrl-C twice: from the terminal and from torchrun."""
     received = []
 
     def note(signum, frame):

@@ -42,6 +42,9 @@ POSITIVE = ("batch_size gradient_accumulation_steps n_layer n_head n_embd block_
             "vocab_size eval_interval log_interval learning_rate tokenizer_mb "
             "val_fraction num_samples max_new_tokens").split()
 AT_MOST_1 = "dropout val_fraction balance".split()
+# These texts are one of a few.
+CHOICES = {"optimizer": ("muon", "adamw"), "dtype": ("auto", "float32", "bfloat16"),
+           "compile": ("auto", "yes", "no")}
 
 
 def from_command_line(cls, section, argv):
@@ -105,6 +108,9 @@ def update(config, values, source):
         if key not in types:
             near = difflib.get_close_matches(key, types, n=1)
             hint = f"did you mean {near[0]}?" if near else "--help lists the keys"
+            for script in SECTIONS:
+                if key in read_section(TOY, script):
+                    hint = f"it is a key of {script}.py"
             raise ValueError(f"{source}: unknown key {key}: {hint}")
         try:
             value = checked[key] = convert(value, types[key])
@@ -116,6 +122,9 @@ def update(config, values, source):
                     f"{source}: {key}={value} is too small")
             require(value <= (1 if key in AT_MOST_1 else sys.float_info.max),
                     f"{source}: {key}={value} is too large")
+        if key in CHOICES:
+            require(value in CHOICES[key], f"{source}: {key}={value} is not one of "
+                    f"{', '.join(CHOICES[key])}")
     return replace(config, **checked)
 
 
@@ -144,9 +153,8 @@ def convert(value, kind):
 
 
 def help_text(cls, section):
-    """The script's docstring, then its dataclass and those that it inherits from, as
-    they
-    are written: each key with its type, its default and its meaning"""
+    """-> the script's docstring, then its dataclass and those that it inherits from:
+    each key with its type, its default and its meaning"""
     lines = [inspect.getdoc(sys.modules[cls.__module__]),
              f"\nKeys, as --key=value or in a preset's section [{section}]:\n"]
     for base in cls.__mro__[:-1]:

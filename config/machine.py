@@ -92,10 +92,7 @@ def find_machine(cfg):
         dist.init_process_group("gloo")
 
     # the dtype of its matrix products
-    dtypes = {"auto": fast_dtype(device), "float32": torch.float32,
-              "bfloat16": torch.bfloat16}
-    require(cfg.dtype in dtypes, f"dtype={cfg.dtype} is not one of {', '.join(dtypes)}")
-    dtype = dtypes[cfg.dtype]
+    dtype = fast_dtype(device) if cfg.dtype == "auto" else getattr(torch, cfg.dtype)
 
     # speed settings; on a CPU also reproducibility to the bit
     if device.type == "cuda":
@@ -162,11 +159,8 @@ def should_compile(cfg, machine, flops):
     """compile=auto: where there is a compiler, and on a CPU only for runs of more than
     1e14 FLOPs (some minutes), which win back the half minute that compiling takes.
     flops: of the whole run"""
-    choices = {"yes": True, "true": True, "no": False, "false": False}
     if cfg.compile != "auto":
-        require(cfg.compile in choices,
-                f"compile={cfg.compile} is not one of auto, yes, no")
-        return choices[cfg.compile]
+        return cfg.compile == "yes"
     if machine.device.type == "cuda":
         # Triton needs a C compiler, and a GPU of 2017 or later
         return importlib.util.find_spec("triton") is not None \
