@@ -21,7 +21,7 @@ import heapq
 import json
 import os
 import re
-import tempfile
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
@@ -318,7 +318,7 @@ def read_tasks(cfg):
 def read_task_files(path, seed):
     """One of cfg.tasks -> (file name, list of Alpaca examples), ..."""
     name = stem(os.path.basename(path), "json|jsonl")
-    if name:
+    if name and os.path.isfile(path):
         examples = read_alpaca(path)
         print(f"{name}: {len(examples):,} Alpaca examples")
         return [(f"{name}.json", examples)]
@@ -358,20 +358,29 @@ def check(cfg):
         Tokenizer.load(cfg.tokenizer)
 
     # input
-    seen = set()
+    seen, replaced = set(), os.path.realpath(f"{cfg.data_dir}/tasks")
     for path in chain(*text_files(cfg), cfg.tasks):
         require(os.path.exists(path), f"{path}: no such file or folder")
         require(path in cfg.tasks or os.path.isfile(path),
                 f"{path}: a folder or a pipe, not a file that can be read three times")
-        require(os.path.realpath(path) not in seen, f"{path}: given twice")
-        seen.add(os.path.realpath(path))
+        real = os.path.realpath(path)
+        require(real not in seen, f"{path}: given twice")
+        require(os.path.commonpath([real, replaced]) != replaced,
+                f"{path}: is in {cfg.data_dir}/tasks, which this run would replace: give "
+                "another data_dir")
+        seen.add(real)
 
     # data_dir
+    require(os.path.isdir(cfg.data_dir) or not os.path.lexists(cfg.data_dir),
+            f"{cfg.data_dir}: not a folder: give another data_dir")
     names = set(os.listdir(cfg.data_dir)) if os.path.isdir(cfg.data_dir) else set()
     replaced = sorted({"tokenizer.json", "tasks", *BINS} & names)
-    require("meta.json" in names or not replaced,
+    require({"meta.json", STAGED} & names or not replaced,
             f"{cfg.data_dir}: {', '.join(replaced)}, but no meta.json: prepare.py did "
             "not write this: move it, or give another data_dir")
+
+
+STAGED = "preparing.tmp"    # in data_dir, while prepare.py works
 
 
 @contextmanager
@@ -379,12 +388,24 @@ def staged(data_dir):
     """-> a temporary folder in data_dir. If all goes well, what is in it replaces what
     an earlier run wrote to data_dir. Otherwise data_dir stays as it was."""
     os.makedirs(data_dir, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="preparing-", dir=data_dir) as folder:
-        yield folder
-        for name in os.listdir(folder):
-            if os.path.isdir(f"{data_dir}/{name}"):
+    folder = f"{data_dir}/{STAGED}"
+    with config.locked(data_dir):
+        # a run that was killed may have left one
+        shutil.rmtree(folder, ignore_errors=True)
+        os.mkdir(folder)
+        try:
+            yield folder
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        # meta.json leaves first and comes last: a folder without it is incomplete
+        names = sorted(os.listdir(folder), key="meta.json".__eq__)
+        for name in reversed(names):
+            if os.path.lexists(f"{data_dir}/{name}"):
                 os.rename(f"{data_dir}/{name}", f"{folder}/{name}.old")
-            os.replace(f"{folder}/{name}", f"{data_dir}/{name}")
+        for name in names:
+            os.rename(f"{folder}/{name}", f"{data_dir}/{name}")
+        shutil.rmtree(folder)
 
 
 def next_command(cfg, argv, tasks):

@@ -480,13 +480,18 @@ class RunLog:
 
 
 def trim_log(path, step):
-    """Drop the lines beyond a checkpoint's step, which the resumed run will write
-    again."""
+    """Drop the lines beyond a checkpoint's step, which the resumed run will write again.
+    A line that a crash has damaged is dropped too."""
+    def is_kept(line):
+        try:
+            return line.endswith("\n") and json.loads(line)["step"] <= step
+        except (ValueError, TypeError, KeyError):
+            return False
+
     kept = []
     if step and os.path.exists(path):
-        with open(path, encoding="utf-8") as f:
-            kept = [line for line in f
-                    if line.endswith("\n") and json.loads(line)["step"] <= step]
+        with open(path, encoding="utf-8", errors="replace") as f:
+            kept = list(filter(is_kept, f))
     with config.replacing(path) as temporary:
         with open(temporary, "w", encoding="utf-8") as f:
             f.writelines(kept)
@@ -552,6 +557,9 @@ def resume_from(cfg, machine, extra):
     """
     path = os.path.join(cfg.out_dir, "last.pt")
     model, state = load_checkpoint(path, machine.device, cfg.dropout)
+    require({"config", "step", "tokens", "best", "optimizers"} <= state.keys(),
+            f"{path}: a model to use, without what resuming needs: give the last.pt of a "
+            "run")
     for key, value in asdict(cfg).items():
         began_with = state["config"].get(key)
         require(key in MAY_CHANGE or began_with == value,

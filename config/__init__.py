@@ -229,7 +229,7 @@ def check_output(path, inputs=()):
                 f"{path}: the output is the input: give another output")
         if not os.path.isfile(path):        # a device or a pipe
             return
-    folder = os.path.dirname(os.path.abspath(path))
+    folder = os.path.dirname(os.path.realpath(path))
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder)
     try:
@@ -282,6 +282,8 @@ def run(main):
     shows all tracebacks."""
     # ends the script as sys.exit() does, so that temporary files are removed
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
+    # names of files may hold what cannot be printed
+    sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main(sys.argv[1:])
         sys.stdout.flush()

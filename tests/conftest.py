@@ -1,10 +1,11 @@
-"""A small world for the tests: a prepared folder and a trained model, made once."""
+"""Small worlds for the tests: a prepared folder and a trained model, made once."""
 import os
 import random
 
 import pytest
 import torch
 
+import instruct
 import prepare
 import train
 from dna import toy as toy_world
@@ -20,7 +21,7 @@ test_a_tokenizer_that_loses_text_is_refused test_adamw_trains_and_resumes_too
 test_as_a_command test_best_is_not_overwritten_by_worse
 test_chat_says_what_is_wrong_and_goes_on test_compiled_runs_are_the_same_twice
 test_ctrl_c_saves_and_says_how_to_go_on test_ctrl_c_stops_all_processes_together
-test_intervals_change_nothing_but_the_log test_killed_at_any_moment
+test_intervals_change_nothing_but_the_log
 test_kmers_from_pretraining_to_an_answer test_left_out_tasks_and_baselines
 test_long_records_are_held_out_too test_memory_of_a_step
 test_modalities_are_those_of_meta_json test_mutated_files
@@ -28,7 +29,7 @@ test_mutated_input_leaves_no_half_written_folder test_next_after_the_toy_world
 test_one_clear_line test_one_command_goes_on_where_it_was_cut_off
 test_one_process_of_torchrun_has_a_group test_page_gives_the_same_tokens
 test_pipes_and_one_clear_line test_planted_elements_stand_out test_pretraining_compiles_once
-test_repeated_documents_are_on_one_side test_resuming_another_run_is_refused
+test_repeated_documents_are_on_one_side test_resuming_another_run_is_refused test_scripts
 test_step_computes_what_training_does test_the_papers_tokenizer
 test_tuning_compiles_a_handful_of_times test_two_processes_equal_one test_whole_way
 """
@@ -60,6 +61,26 @@ SMALL = ["--n_layer=2", "--n_head=2", "--n_embd=16", "--block_size=256", "--batc
          "--compile=no"]
 
 
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """-> a folder in which all files are so small that a script needs a tenth of a second for them:
+    genome.fa, english.txt, a task x, data/, out/, tuned/, and seqs.fa and seqs.csv to ask about, preset.toml"""
+    folder = tmp_path_factory.mktemp("tiny")
+    dna = fasta(folder / "genome.fa", [random_dna(500, i) for i in range(12)])
+    english = write(folder / "english.txt", "\n\n".join(f"The cell is read {i} times." for i in range(200)))
+    x = table(folder / "x", {"train": some_rows(40), "test": some_rows(8, 1)})
+    fasta(folder / "seqs.fa", [random_dna(30, i) for i in range(3)])
+    write(folder / "seqs.csv", "name,sequence\n" + "".join(f"{i},{random_dna(30, i)}\n" for i in range(3)))
+    write(folder / "preset.toml", "[train]\nlearning_rate = 1e-3\n")
+    prepare.main([f"--dna={dna}", f"--english={english}", f"--tasks={x}", f"--data_dir={folder}/data",
+                  "--vocab_size=400", "--val_fraction=0.2"])
+    train.main([*TINY, f"--data_dir={folder}/data", f"--out_dir={folder}/out", "--max_steps=2"])
+    tasks = f"{folder}/data/tasks"
+    instruct.main([*TUNING, f"--init_from={folder}/out", f"--out_dir={folder}/tuned", "--max_steps=2",
+                   f"--tasks={tasks}/x.train.json", f"--eval_tasks={tasks}/x.test.json"])
+    return folder
+
+
 @pytest.fixture
 def small():
     return SMALL
@@ -72,6 +93,10 @@ LETTERS = [{"task": "letters", "instruction": "Which letter?", "input": "a" * n,
 def merge(*args):
     """Command-line arguments, of which a later one replaces an earlier one of the same key"""
     return list({arg.partition("=")[0]: arg for arg in args}.values())
+
+
+TINY = merge(*SMALL, "--n_layer=1", "--n_head=1", "--n_embd=8", "--eval_interval=1")
+TUNING = ["--device=cpu", "--dtype=float32", "--gradient_accumulation_steps=1", "--eval_interval=1"]
 
 
 def listing(folder):

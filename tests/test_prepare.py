@@ -438,7 +438,7 @@ def test_sigterm_leaves_nothing_behind(tmp_path):
     data = tmp_path / "data"
     run = subprocess.Popen([sys.executable, prepare.__file__, f"--dna={path}", f"--data_dir={data}"],
                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not list(data.glob("preparing-*/tokenizer.json")):
+    while not list(data.glob("preparing.tmp/tokenizer.json")):
         assert run.poll() is None
         time.sleep(0.01)
     run.terminate()
@@ -465,7 +465,8 @@ def test_a_second_run_replaces_the_first(tmp_path):
 
 def test_files_of_others_are_not_replaced(tmp_path):
     dna = fasta(tmp_path / "g.fa", [random_dna(1000, i) for i in range(300)])
-    x = table(tmp_path / "mine/tasks/x", {"train": some_rows(10)})
+    x = table(tmp_path / "x", {"train": some_rows(10)})
+    write(tmp_path / "mine/tasks/notes.txt", "my notes")
     write(tmp_path / "other/tokenizer.json", "{}")
     write(tmp_path / "other/meta.txt", "")
     before = listing(tmp_path)
@@ -474,6 +475,42 @@ def test_files_of_others_are_not_replaced(tmp_path):
         with pytest.raises(ValueError, match=error):
             prepare.main([f"--data_dir={tmp_path}/{args[0]}", *args[1:]])
     assert listing(tmp_path) == before
+
+
+def test_input_is_not_replaced(tmp_path):
+    """Neither the tasks of a data_dir, nor the sequences that --tasks_as_text left beside them"""
+    data = tmp_path / "data"
+    x = table(tmp_path / "x", {"train": some_rows(40), "test": some_rows(8, 1)})
+    prepare.main([f"--tasks={x}", "--tasks_as_text", f"--data_dir={data}", "--val_fraction=0.4"])
+    before = listing(data)
+    for arg in (f"--tasks={data}/tasks/x.train.json", f"--dna={data}/tasks/sequences.fa"):
+        with pytest.raises(ValueError, match="is in .*data/tasks, which this run would replace: give another data_dir"):
+            prepare.main([arg, f"--data_dir={data}"])
+    assert listing(data) == before
+
+
+def test_data_dir_is_a_file(tmp_path):
+    x = table(tmp_path / "x", {"train": some_rows(40)})
+    path = write(tmp_path / "mine.txt", "mine")
+    with pytest.raises(ValueError, match="mine.txt: not a folder: give another data_dir"):
+        prepare.main([f"--tasks={x}", f"--data_dir={path}"])
+
+
+def test_two_runs_in_one_folder(tmp_path):
+    x = table(tmp_path / "x", {"train": some_rows(40)})
+    with prepare.staged(tmp_path / "data"), pytest.raises(ValueError, match="another run is writing to it"):
+        prepare.main([f"--tasks={x}", f"--data_dir={tmp_path}/data"])
+    assert os.listdir(tmp_path / "data") == []
+
+
+def test_what_a_killed_run_leaves_is_removed(tmp_path):
+    """Also where it was killed while its files were put in place: they are not somebody else's."""
+    x = table(tmp_path / "x", {"train": some_rows(40)})
+    data = tmp_path / "data"
+    write(data / "preparing.tmp/tokenizer.json", "half")
+    write(data / "train.bin", "of an earlier run")
+    prepare.main([f"--tasks={x}", f"--data_dir={data}"])
+    assert sorted(os.listdir(data)) == ["meta.json", "tasks", "train.bin"]
 
 
 # -- what to run next

@@ -13,6 +13,7 @@ an example without its input.
 Shapes: N sequences, K choices, L letters, B batch, T time (tokens), C channels.
 """
 import gzip
+import io
 import math
 import os
 import re
@@ -408,8 +409,11 @@ def embed(s, path, question):
     vectors = mean_states(s, sequences)
     with results(output.removesuffix(".npy") + ".names.txt") as f:
         f.writelines(f"{name}\n" for name in names)
+    # np.save() wants a file with a position, which a pipe has not
+    array = io.BytesIO()
+    np.save(array, vectors)
     with replacing(output) as temporary, open(temporary, "wb") as f:
-        np.save(f, vectors)
+        f.write(array.getvalue())
     print(f"wrote {output}")
 
 
@@ -426,7 +430,8 @@ def check(cfg, use):
     require(len(cfg.compare) <= 2,
             f"compare: {len(cfg.compare)} files: give two, or one of pairs")
     if cfg.output not in ("", "-"):
-        folder = os.path.dirname(cfg.output) or "."
+        # where a link leads to, it is written
+        folder = os.path.dirname(os.path.realpath(cfg.output))
         require(os.path.isdir(folder), f"output={cfg.output}: no such folder")
         check_output(cfg.output, cfg.compare or [getattr(cfg, use)])
 
