@@ -38,8 +38,8 @@ from dna.read import is_dna
 from dna.tasks import (alpaca_parts, alpaca_prompt, by_task, find_files, find_leaks,
                        fold, other_strand, read_examples)
 from model import common_prefix, load_checkpoint
-from train import (RunConfig, check_no_run, fit, load_model, open_out_dir,
-                   resume_from)
+from train import (RunConfig, check_no_run, count_targets, fit, load_model,
+                   open_out_dir, resume_from)
 
 
 @dataclass
@@ -408,7 +408,7 @@ def held_out_loss(model, rows, to_batch, cfg, machine):
         batches = epoch_batches(members, cfg.batch_size, 0.0, 0, cfg.mix_instructions)
         for batch in batches[machine.rank::machine.world]:
             batch = machine.to_device(to_batch([members[i] for i in batch]))
-            n = (batch[1] != -1).sum().item()
+            n = count_targets(batch)
             with machine.autocast():
                 nats += model(*batch)[1].item() * n
             count += n

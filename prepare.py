@@ -48,7 +48,6 @@ class PrepareConfig:
     english: tuple = ()             # text files, a blank line between paragraphs
     tasks: tuple = ()               # folders with train.csv, tables, or Alpaca files
     tasks_as_text: bool = False     # pretrain on the tasks' training sequences, too
-    keep_overlaps: bool = False     # keep training rows that overlap with a scored row
     vocab_size: int = 640           # ids of the tokenizer
     split: str = "mixed"            # how DNA is read: mixed, mixed6, mixed1, none
     tokenizer: str = ""             # use this tokenizer.json instead of training one
@@ -291,7 +290,7 @@ def write_text(cfg, tasks, folder):
 
 def read_tasks(cfg):
     """-> {file name: list of Alpaca examples}, without the training examples that give
-    scored ones away (unless cfg.keep_overlaps)"""
+    scored ones away"""
     files = {}
     for path in cfg.tasks:
         for name, examples in read_task_files(path, cfg.seed):
@@ -305,13 +304,11 @@ def read_tasks(cfg):
 
     # leave them out
     for name, examples in files.items():
-        kept = [example for example in examples if id(example) not in leaks]
-        if n_leaks := len(examples) - len(kept):
+        files[name] = [example for example in examples if id(example) not in leaks]
+        if n_leaks := len(examples) - len(files[name]):
             print(f"{name}: {n_leaks:,} of {len(examples):,} rows overlap with a scored "
-                  f"row: {'kept' if cfg.keep_overlaps else 'left out'}")
-        files[name] = examples if cfg.keep_overlaps else kept
-        require(files[name], f"{name}: all rows overlap with scored rows: fix the "
-                "splits, or give --keep_overlaps")
+                  "row: left out")
+        require(files[name], f"{name}: all rows overlap with scored rows: fix the splits")
     return files
 
 

@@ -32,7 +32,7 @@ from bpe import Tokenizer
 from config import require
 from config.machine import Machine, find_device
 from dna.read import clean_dna, clean_input, is_dna
-from dna.tasks import INPUT, INSTRUCTION, RESPONSE, alpaca_prompt
+from dna.tasks import INSTRUCTION, alpaca_prompt
 from instruct import (encode_prompts, label_probabilities, load_for_prompts,
                       max_prompt_len)
 from model import GPT
@@ -189,9 +189,6 @@ def parse_message(text, questions):
     FASTA headers are skipped. A question's number or its task's name asks it, and
     all else is its sequence. Otherwise DNA is told from words line by line.
     """
-    # a prompt as sample.py prints it
-    if INSTRUCTION in text:
-        text = text.split(INSTRUCTION)[1].split(RESPONSE)[0].replace(INPUT, "")
     lines = [line for line in text.splitlines() if line.strip()]
     if sum(line.startswith(">") for line in lines) > 1:
         raise ValueError("several FASTA records: give one sequence at a time")
@@ -227,8 +224,7 @@ def parse_message(text, questions):
 
 def read_message(questions):
     """Read lines until they are a whole message -> (instruction, DNA). A blank line
-    ends it, but not between a question and its sequence, nor in a pasted prompt.
-    EOFError where there is nothing to read."""
+    ends it, but not between a question and its sequence. EOFError where there is nothing to read."""
     text, prompt = "", "> "
     while True:
         # a line, or a whole paste
@@ -248,7 +244,7 @@ def read_message(questions):
         # does it end the message?
         if line.strip():
             text, prompt = f"{text}{line}\n", "  "
-        elif text and (INSTRUCTION not in text or RESPONSE in text):
+        elif text:
             instruction, dna = parse_message(text, questions)
             if not lacks_input(find_question(instruction, questions) or {}, dna):
                 return instruction, dna
@@ -284,13 +280,10 @@ def chat(s):
           "empty line\nends a message; Ctrl-C drops it, or stops an answer; Ctrl-D ends "
           "the chat.\n")
 
-    # a second Ctrl-C in a row at the prompt ends the chat
-    stopping = False
     while True:
         instruction = None
         try:
             instruction, dna = read_message(s.questions)
-            stopping = False
             require(instruction,
                     "a sequence without a question: begin with the question")
             answer(s, instruction, dna)
@@ -299,10 +292,9 @@ def chat(s):
         except EOFError:
             return print()
         except KeyboardInterrupt:
-            if stopping:
+            # it stops an answer; at the prompt it ends the chat
+            if instruction is None:
                 return print()
-            stopping = instruction is None
-            print("\nCtrl-C again or Ctrl-D ends the chat" if stopping else "")
         print()
 
 

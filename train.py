@@ -86,8 +86,7 @@ def read_data(data_dir):
         raise FileNotFoundError(f"{path}: no such file: run prepare.py "
                                 f"--data_dir={data_dir} first")
     try:
-        with open(path, encoding="utf-8") as f:
-            meta = json.load(f)
+        meta = config.read_json(path)
         sizes = {name: b["tokens"] * np.dtype(meta["dtype"]).itemsize
                  for name, b in meta["bins"].items()}
         for name, unit in meta["modalities"].items():       # each has a bin and a size
@@ -484,7 +483,7 @@ def trim_log(path, step):
     A line that a crash has damaged is dropped too."""
     def is_kept(line):
         try:
-            return line.endswith("\n") and json.loads(line)["step"] <= step
+            return line.endswith("\n") and config.parse_json(line)["step"] <= step
         except (ValueError, TypeError, KeyError):
             return False
 

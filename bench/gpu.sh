@@ -95,12 +95,9 @@ if gpu:
     subprocess.run(["nvidia-smi"])'
 stage prepare 580 "$python" prepare.py "$preset" || give_up
 
-# a step, and without each of the things that make it fast
+# a step, and with one thing changed
 stage step 300 "${step[@]}"
 stage step-dropout 300 "${step[@]}" --dropout=0.1
-stage step-logits 300 "${step[@]}" --undo=logits
-stage step-residual 300 "${step[@]}" --undo=residual
-stage step-cudnn 300 "${step[@]}" --undo=cudnn
 stage step-vocabulary 300 "${step[@]}" --vocab_size=50257
 stage step-adamw 300 "${step[@]}" --optimizer=adamw
 stage step-eager 300 "${step[@]}" --compile=no --gradient_accumulation_steps=1
@@ -115,7 +112,6 @@ done
 # the preset
 training pretraining 3600 "$base" "$python" train.py "$preset" || give_up
 stage tuning-step 300 "$python" -m bench.tuning "$preset"
-stage tuning-cudnn 300 "$python" -m bench.tuning "$preset" --undo=cudnn
 stage tuning-prefix 300 "$python" -m bench.tuning "$preset" --mix_instructions=false \
     --compile=no --batch_size=64 --gradient_accumulation_steps=4
 stage 6-mers 580 "$python" -m tools.kmers "$(of prepare data_dir)/tasks"

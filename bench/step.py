@@ -3,7 +3,7 @@ Time a training step: tokens/s, the share of the hardware's peak, memory, and wh
 time goes.
 
     python -m bench.step config/laptop.toml
-    python -m bench.step config/gpt2.toml --undo=residual
+    python -m bench.step config/gpt2.toml --vocab_size=50257
 
 It takes the keys of train.py. It trains random weights, and throws them away.
 """
@@ -14,14 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 from tqdm import tqdm
 
 import config
 from bench import peak_rss
-from config import require
 from config.machine import find_machine
-from model import GPT
 from train import (TrainConfig, Windows, forward_backward, learning_rate,
                    make_optimizers, new_model, open_bin, read_data, update, wrap_model)
 
@@ -30,32 +27,7 @@ WARMUP, STEPS = 3, 20
 
 @dataclass
 class StepConfig(TrainConfig):
-    undo: tuple = ()                # what to do without, to see its use: names in UNDO
     vocab_size: int = 0             # of the model; 0: that of the data
-
-
-def forward_with_logits(self, idx, targets):
-    """GPT.forward, if it returned logits beside a loss"""
-    logits = self.lm_head(self.hidden(idx))
-    return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
-
-
-def embed_in_float32(self, *args, embed=GPT.embed):
-    """GPT.embed, if the residual stream stayed in float32"""
-    with torch.autocast(self.device.type, enabled=False):
-        return embed(self, *args)
-
-
-UNDO = {"logits": lambda: setattr(GPT, "forward", forward_with_logits),
-        "residual": lambda: setattr(GPT, "embed", embed_in_float32),
-        "cudnn": lambda: torch.backends.cuda.enable_cudnn_sdp(True)}
-
-
-def undo(names):
-    """Take back, in this process, what makes a step fast."""
-    for name in names:
-        require(name in UNDO, f"undo={name} is not one of {', '.join(UNDO)}")
-        UNDO[name]()
 
 
 # --------------------------------------------------------------------------------------
@@ -121,7 +93,6 @@ def bench(cfg):
     ids = open_bin(cfg.data_dir, "train.bin", meta)
     windows = Windows(ids, cfg.block_size, cfg.seed)
     machine = find_machine(cfg)
-    undo(cfg.undo)
     model = new_model(cfg, tok, machine, cfg.vocab_size)
     times, peak = time_steps(model, cfg, machine, windows)
     if machine.is_main:

@@ -2,18 +2,16 @@
 Time the steps of instruct.py: rows/s, the shapes of batches, and the steps that stall.
 
     python -m bench.tuning config/laptop.toml
-    python -m bench.tuning config/gpt2.toml --undo=cudnn    # it plans for each shape
 
 It takes the keys of instruct.py. What it trains is thrown away.
 """
 import functools
 import statistics
-from dataclasses import dataclass
 
 from tqdm import tqdm
 
 import config
-from bench.step import now, undo
+from bench.step import now
 from config.machine import find_machine
 from dna.tasks import read_examples
 from instruct import (InstructConfig, collate, encode_rows, load_for_prompts,
@@ -21,11 +19,6 @@ from instruct import (InstructConfig, collate, encode_rows, load_for_prompts,
 from train import forward_backward, make_optimizers, update, wrap_model
 
 WARMUP, STEPS = 10, 50
-
-
-@dataclass
-class TuningConfig(InstructConfig):
-    undo: tuple = ()                # what to do without, to see its use: bench/step.py
 
 
 def time_steps(model, batches, cfg, machine):
@@ -47,9 +40,8 @@ def time_steps(model, batches, cfg, machine):
 
 def main(argv):
     # the model, and rows as instruct.py makes them
-    cfg = config.from_command_line(TuningConfig, "instruct", argv)
+    cfg = config.from_command_line(InstructConfig, "instruct", argv)
     machine = find_machine(cfg)
-    undo(cfg.undo)
     model, tok, _ = load_for_prompts(cfg.init_from, machine.device, cfg.dropout)
     examples, T = read_examples(cfg.tasks), model.config.block_size
     choices = sorted({choice for e in examples for choice in e.get("choices", [])})

@@ -262,6 +262,19 @@ def locked(folder):
         os.close(descriptor)
 
 
+def parse_json(text):
+    """-> the value of a JSON text. ValueError if it is broken"""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("brackets within brackets without end") from None
+
+
+def read_json(path):
+    with open(path, encoding="utf-8") as f:
+        return parse_json(f.read())
+
+
 def write_json(path, value):
     """Write a config, scores or any other JSON, atomically."""
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as f:

@@ -5,12 +5,12 @@ How well predictions agree with labels: what scores.json holds, and the table of
     print(table(with_means(scores)))
 """
 import glob
-import json
 import math
 import os
 
 import numpy as np
 
+import config
 from config import require
 
 
@@ -65,8 +65,7 @@ def read_scores(path):
     -> {task: its scores}, of the tasks that have an MCC"""
     path = os.path.join(path, "scores.json") if os.path.isdir(path) else path
     try:
-        with open(path, encoding="utf-8") as f:
-            tasks = json.load(f)["tasks"]
+        tasks = config.read_json(path)["tasks"]
         scores = {name: s for name, s in tasks.items() if s.get("mcc") is not None}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{path}: not a scores.json that instruct.py wrote") from None
@@ -127,10 +126,6 @@ def cell(value):
 
 def align(rows):
     """Rows of texts -> a table as text. Names are flush left, and all else right."""
-    names, *columns = zip(*rows)
-    width = max(map(len, names))
-    lines = [f"{name:{width}}" for name in names]
-    for column in columns:
-        width = max(map(len, column))
-        lines = [f"{line}  {text:>{width}}" for line, text in zip(lines, column)]
-    return "\n".join(lines)
+    first, *widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  ".join([name.ljust(first), *map(str.rjust, texts, widths)])
+                     for name, *texts in rows)

@@ -15,7 +15,6 @@ import os
 from collections import defaultdict
 
 import numpy as np
-from tqdm import tqdm
 
 from config import require
 
@@ -155,8 +154,7 @@ def write(folder, seed):
     rng = np.random.default_rng(seed)
     loci = background(GENES + TEST_GENES, LOCUS, rng)
     tables = defaultdict(lambda: ["sequence,label\n"])
-    bar = tqdm(loci, "inventing genes", unit=" genes", disable=None)
-    for number, locus in enumerate(bar):
+    for number, locus in enumerate(loci):
         split = "train" if number < GENES else "test"
         for task, starts in plant_gene(locus, rng).items():
             for label, start in starts.items():

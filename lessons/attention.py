@@ -11,9 +11,7 @@ last token of the prompt, so the weights in its row say what the answer could dr
 Shapes: L layers, H heads, T time (tokens), C channels, D head size (C / H), N bases.
 """
 import argparse
-import json
 import math
-import os
 from collections import defaultdict
 
 import numpy as np
@@ -25,6 +23,7 @@ from dna.tasks import alpaca_parts
 from instruct import encode_prompts, load_for_prompts
 from tools.plot import panels
 
+MODEL = "out/toy-instruct"
 ROWS = 300      # examples of a task, for the means
 
 # An intron begins or ends after this base of the toy world's splice sites.
@@ -119,17 +118,14 @@ def draw(means, path):
 
 def main(argv):
     parser = argparse.ArgumentParser(prog="python -m lessons.attention")
-    path = os.path.expanduser
-    parser.add_argument("--out_dir", type=path, default="out/toy-instruct",
-                        help="a model folder")
-    parser.add_argument("--task", type=path, default="data/toy/tasks/splice.test.json",
+    parser.add_argument("--task", default="data/toy/tasks/splice.test.json",
                         help="a file of examples")
-    parser.add_argument("--png", type=path, metavar="FILE", help="draw it")
+    parser.add_argument("--png", metavar="FILE", help="draw it")
     args = parser.parse_args(argv)
 
-    model, tok, _ = load_for_prompts(args.out_dir)
-    with open(args.task, encoding="utf-8") as f:
-        means = mean_attention(model.eval(), tok, json.load(f)[:ROWS])
+    model, tok, _ = load_for_prompts(MODEL)
+    examples = config.read_json(args.task)[:ROWS]
+    means = mean_attention(model.eval(), tok, examples)
     print(*report(means), sep="\n")
     if args.png:
         draw(means, args.png)

@@ -110,8 +110,8 @@ def test_what_a_folder_lacks_is_named(files, tmp_path):
     for name in ("model-00001-of-00002.safetensors", "pytorch_model.bin"):
         (tmp_path / "x").mkdir(exist_ok=True)
         (tmp_path / "x" / name).write_bytes(b"x")
-    with pytest.raises(ValueError, match="x: neither best.pt nor model.safetensors, but pytorch_model.bin, "
-                       "model-00001-of-00002.safetensors. .*save_pretrained"):
+    with pytest.raises(ValueError, match="x: neither best.pt nor model.safetensors, but model-00001-of-00002.safetensors, "
+                       "pytorch_model.bin. .*save_pretrained"):
         gpt2.main([str(tmp_path / "x"), str(tmp_path / "back")])
     with pytest.raises(ValueError, match="files holds a model already"):
         gpt2.main([str(files), str(files)])

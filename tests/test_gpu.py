@@ -250,7 +250,7 @@ echo "${{*//$'\\n'/ }}" >>{folder}/asked
 case "$*" in
 *train.py*--resume*) echo "step 40: val_loss 2.5000" ;;
 *train.py*) mkdir -p {folder}/base; touch {folder}/base/last.pt; exit 1 ;;
-*--undo=residual*) echo "error: no such thing" >&2; exit 1 ;;
+*--dropout=0.1*) echo "error: no such thing" >&2; exit 1 ;;
 *bench.step*) printf '1,000 tokens/s, 5.0 ms per step\\nMFU 40.0%% of 989 TFLOP/s\\n' ;;
 esac
 """
@@ -309,18 +309,18 @@ def test_one_command_goes_on_where_it_was_cut_off(tmp_path):
     status, printed = run_all(tmp_path, stub)
     table = rows_of(printed)
     assert status == 1 and "MFU 40.0% of 989 TFLOP/s" in table["step"]
-    assert "error: no such thing" in table["step-residual"]
+    assert "error: no such thing" in table["step-dropout"]
     failed = [name for name, line in table.items() if line.startswith("failed")]
-    assert failed == ["step-residual", "pretraining"] and list(table)[-1] == "pretraining"
+    assert failed == ["step-dropout", "pretraining"] and list(table)[-1] == "pretraining"
 
     # the second time only what was not done, and training is resumed
     (tmp_path / "asked").unlink()
     status, printed = run_all(tmp_path, stub)
     asked = (tmp_path / "asked").read_text().splitlines()
-    assert "--undo=residual" in asked[0] and re.search("train.py .*--resume", asked[1])
+    assert "--dropout=0.1" in asked[0] and re.search("train.py .*--resume", asked[1])
     table = rows_of(printed)
     assert status == 1 and table["pretraining"].startswith("done") and "val_loss 2.5000" in table["pretraining"]
-    assert [name for name, line in table.items() if not line.startswith("done")] == ["step-residual"]
+    assert [name for name, line in table.items() if not line.startswith("done")] == ["step-dropout"]
 
 
 @pytest.mark.skipif(not os.environ.get("GPU_SH"), reason="GPU_SH=1: minutes on a busy machine")

@@ -66,7 +66,7 @@ def test_gpt_lesson(toy, tmp_path, monkeypatch, capsys):
     assert "### Response:\nDonor Sites" in capsys.readouterr().out
 
 
-def test_attention(toy, tmp_path, capsys):
+def test_attention(toy, tmp_path, capsys, monkeypatch):
     """The weights are those that the network uses, and its bases are those of the input."""
     model, tok, _ = load_model(f"{toy}/out")
     ids = tok.encode("the gene reads GATTACAGATTACA")
@@ -89,11 +89,11 @@ def test_attention(toy, tmp_path, capsys):
     assert len(tokens) == 40
     assert 0 < attention.attention_on_bases(model, tok, example).sum(axis=2).max() <= 1
 
-    attention.main([f"--out_dir={toy}/out", f"--task={toy}/data/tasks/splice.test.json"])
+    monkeypatch.setattr(attention, "MODEL", f"{toy}/out")
+    attention.main([f"--task={toy}/data/tasks/splice.test.json"])
     assert len(capsys.readouterr().out.splitlines()) == 1 + 3 * 4
     pytest.importorskip("matplotlib")
-    attention.main([f"--out_dir={toy}/out", f"--task={toy}/data/tasks/splice.test.json",
-                    f"--png={tmp_path}/a.png"])
+    attention.main([f"--task={toy}/data/tasks/splice.test.json", f"--png={tmp_path}/a.png"])
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -164,7 +164,7 @@ def test_page(saved, tmp_path, capsys):
 def test_page_does_not_replace_its_text(saved, tmp_path):
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
     for path in (saved, str(tmp_path / "text.txt")):
-        with pytest.raises(ValueError, match="would replace what it shows"):
+        with pytest.raises(ValueError, match="the output is the input"):
             lesson.main(["show", saved, str(tmp_path / "text.txt"), f"--html={path}"])
     assert (tmp_path / "text.txt").read_text(encoding="utf-8") == TEXT
 

@@ -109,7 +109,7 @@ def test_damaged_log_is_refused(tmp_path):
 # -- the scores
 
 def test_scores(tmp_path):
-    """A task that was not tuned on has a star; what a run does not know is not drawn."""
+    """What a run does not know is not drawn."""
     pytest.importorskip("matplotlib")
     a = write_scores(tmp_path / "tuned", {
         "tf_0": {"n": 9, "mcc": 0.5, "mcc_interval": [0.4, 0.6], "kmer_mcc": 0.55, "tuned": True},
@@ -117,7 +117,7 @@ def test_scores(tmp_path):
         "talk": {"n": 9, "mcc": None, "exact_match": 0.2}})
     b = write_scores(tmp_path / "bare", {"tf_0": {"mcc": 0.3}, "elsewhere": {"mcc": 0.9}})
     shown = texts(draw_scores([a, b]))
-    assert {"tuned", "bare", "tf_0", "tf_1 *", "6-mer baseline", "DNABERT-2"} <= shown
+    assert {"tuned", "bare", "tf_0", "tf_1", "6-mer baseline", "DNABERT-2"} <= shown
     assert not {"talk", "elsewhere", "DNAHLM, the paper"} & shown
 
 

@@ -45,8 +45,6 @@ QUESTIONS = [
     ("2\n>name\n        1 acgtacgtac gtacgtacgt\n       21 ac\n",
      ("One of: yes, no, perhaps.", "ACGTACGTACGTACGTACGTAC")),
     ("2 genes are here", ("2 genes are here", "")),
-    ("read 9 bases\n### Instruction:\nIs it DNA?\n\n### Input:\nACGTACGTA\n\n### Response:\nyes\n",
-     ("Is it DNA?", "ACGTACGTA")),
     (">only a header", ("", "")),
     ("", ("", "")),
 ])
@@ -263,8 +261,6 @@ def chat_model(toy, tmp_path_factory):
     (f"2\n>a header\n{BASES}RNN\n\n", ["63 bases; 3 of 63 letters are ambiguous"], 0),
     (f"2\n{BASES}\n\n1\n{BASES[:9]}\n\n", ["60 bases", "9 bases"], 0),
     (f"2\n{BASES * 99}\n\n", [r"5,940 bases; only the first \d+ of 5,940 letters were read"], 0),
-    (f"read 60 bases\n### Instruction:\nIs it DNA?\n\n### Input:\n{BASES}\n\n### Response:\nyes\n"
-     "(yes: 99.0%, no: 1.0%)\n\n", ["60 bases"], 0),                # what sample.py printed
     ("What is 1 + 1?\n\n", [], 0),                                  # a question without a sequence
     ("hello\n\n", [], 1),
     (f"What is this?\n{BASES}\n\n", ["60 bases"], 1),
@@ -324,12 +320,9 @@ class Terminal:
         return before + text
 
 
-WARNING = "Ctrl-C again or Ctrl-D ends the chat"
-
-
 @pytest.mark.skipif(not os.environ.get("TERMINAL"),
                     reason="TERMINAL=1: readline may miss a key on a busy machine")
-@pytest.mark.parametrize("end", ["\x03\x03", "\x04"])
+@pytest.mark.parametrize("end", ["\x03", "\x04"])
 def test_chat_in_a_terminal(chat_model, end):
     """With a paste longer than a terminal's line, and Ctrl-C in each place where it may come."""
     pytest.importorskip("readline")
@@ -338,17 +331,13 @@ def test_chat_in_a_terminal(chat_model, end):
     terminal.type("half a message\n")
     terminal.read_until("  ")
     terminal.type("\x03")
-    assert WARNING not in terminal.read_until("> ")
+    terminal.read_until("> ")
     terminal.type(f"2\n{BASES * 200}\n\n")         # 12,000 bases in a line, in the same paste
     terminal.read_until("read 12,000 bases; only the first ")
     terminal.read_until("\n")
     terminal.type("\x03")                          # stops the answer, which has no end
-    assert WARNING not in terminal.read_until("> ")
-    terminal.type(end[0])
-    if end[1:]:
-        terminal.read_until(WARNING)
-        terminal.read_until("> ")
-        terminal.type(end[1])
+    terminal.read_until("> ")
+    terminal.type(end)
     assert terminal.child.wait(60) == 0
 
 

@@ -54,7 +54,7 @@ class AnalyzeConfig:
 # --------------------------------------------------------------------------------------
 # Files
 
-def read_sequences(path, shortest=1):
+def read_sequences(path):
     """A FASTA file or a table -> list of (name, sequence), ambiguous letters included"""
     path = "/dev/stdin" if path == "-" else path
     lines = [(number, line) for number, line in read_lines(path) if not line.isspace()]
@@ -63,8 +63,6 @@ def read_sequences(path, shortest=1):
     else:
         rows = read_table(lines, path, labelled=False)
         named = [(row.name, row.sequence) for row in rows]
-    for name, sequence in named:
-        require(len(sequence) >= shortest, f"{path}: {name}: no sequence")
     return named
 
 
@@ -176,9 +174,6 @@ def mean_changes(sequence, changes):
     return changes.sum(axis=1) / others
 
 
-COLOURS = {"#": "1;34", ":": "36", "+": "33"}       # bold blue, cyan, yellow
-
-
 def marks(means):
     """(L,) -> a mark per base, on the scale of the largest mean change. # says that
     replacing it lowers the log-odds by at least half of that, : by a fifth; + raises
@@ -189,15 +184,10 @@ def marks(means):
 
 
 def show(sequence, means):
-    """Print a sequence, 60 bases a line, with marks below it, in a terminal also in
-    colours."""
-    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    """Print a sequence, 60 bases a line, with marks below it."""
     signs = marks(means)
     for start in range(0, len(signs), 60):
         line, below = sequence[start:start + 60], signs[start:start + 60]
-        if colour:
-            line = "".join(f"\033[{COLOURS[m]}m{base}\033[0m" if m in COLOURS else base
-                           for base, m in zip(line, below))
         print(f"{start + 1:6}  {line}\n{'':8}{below}".rstrip())
 
 
@@ -275,7 +265,7 @@ def total(bits):
 def score(s, path, question):
     """Write bits and bits per base of each sequence."""
     with results(s.cfg.output) as f:
-        records = read_sequences(path, shortest=0)
+        records = read_sequences(path)
         f.write(tsv("bits_per_base", "bits", "bases", "record", "note"))
         for name, sequence in tqdm(records, desc="scoring", unit=" rows", disable=None):
             bits, bases = total(base_bits(s, sequence)), count_bases(sequence)

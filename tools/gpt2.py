@@ -8,7 +8,6 @@ a model folder to GPT-2 files.
 GPT-2 files are model.safetensors, config.json and tokenizer.json. Whichever of the two
 the first folder holds, the second folder becomes the other.
 """
-import glob
 import json
 import os
 import shutil
@@ -63,12 +62,11 @@ def import_gpt2(source, target):
 
 def read_gpt2(folder, n_tokens):
     """-> the GPT of a folder's config.json and model.safetensors, with the first
-    `n_tokens` of its token embeddings: no names have a token"""
+    `n_tokens` of its token embeddings; the rest have no token"""
     # its shape
     path = os.path.join(folder, "config.json")
     try:
-        with open(path, encoding="utf-8") as f:
-            c = json.load(f)
+        c = config.read_json(path)
         for key, allowed in REQUIRED.items():
             require(c.get(key, allowed[0]) in allowed,
                     f"{key} is {c.get(key)!r}, which this network does not have")
@@ -148,7 +146,7 @@ def read_safetensors(path):
     try:
         raw = np.memmap(path, mode="r")
         size = int.from_bytes(raw[:8].tobytes(), "little")
-        header = json.loads(raw[8:8 + size].tobytes())
+        header = config.parse_json(raw[8:8 + size].tobytes())
         header.pop("__metadata__", None)
         tensors = {}
         for name, entry in header.items():
@@ -194,10 +192,9 @@ def main(argv):
         print(f"wrote {target}; next: "
               f"{config.next_command('sample', [], out_dir=target)}")
     else:
-        names = [name for pattern in ("*.bin", "*.safetensors", "*.pt")
-                  for name in sorted(glob.glob(pattern, root_dir=source))]
+        names = ", ".join(sorted(os.listdir(source))[:9])
         raise ValueError(f"{source}: neither best.pt nor model.safetensors, but "
-                         f"{', '.join(names) or 'no weights'}. The `transformers` "
+                         f"{names or 'nothing'}. The `transformers` "
                          "library makes one model.safetensors of other files, or of "
                          "several: save_pretrained(FOLDER, max_shard_size='100GB')")
 

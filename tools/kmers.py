@@ -2,11 +2,10 @@
 The 6-mer baseline: what counts of six bases tell, without a language model.
 
     python -m tools.kmers data/toy/tasks
-    python -m tools.kmers data/mine/tasks --split=test
 
 It trains a multinomial logistic regression per task on the rows of NAME.train.json, and
-scores it on NAME.dev.json or NAME.test.json. The scores go to scores/kmer.json in the
-same folder, where instruct.py finds them for its table.
+scores it on NAME.dev.json, or on NAME.test.json where there are none. The scores go to
+scores/kmer.json in the same folder, where instruct.py finds them for its table.
 
 Shapes: N sequences, F features, K labels.
 """
@@ -76,11 +75,6 @@ def fit(x, y, n_labels, decay):
     return weight, bias
 
 
-def predict(x, weight, bias):
-    """-> indices of labels (N,)"""
-    return (x @ weight + bias).argmax(dim=1)
-
-
 def score_task(train, test):
     """Fit on the training examples of a task -> its scores on the test examples"""
     labels = sorted({choice for e in test for choice in e.get("choices", [])})
@@ -97,12 +91,14 @@ def score_task(train, test):
     x_held_out, y_held_out = encode(shuffled[:tenth])
     right = {}
     for decay in DECAYS:
-        predicted = predict(x_held_out, *fit(x, y, len(labels), decay))
+        weight, bias = fit(x, y, len(labels), decay)
+        predicted = (x_held_out @ weight + bias).argmax(dim=1)
         right[decay] = (predicted == y_held_out).sum().item()
 
     # then fit on all of them
-    weights = fit(*encode(train), len(labels), max(right, key=right.get))
-    predicted = predict(kmer_roots([e["input"] for e in test]), *weights)
+    weight, bias = fit(*encode(train), len(labels), max(right, key=right.get))
+    x = kmer_roots([e["input"] for e in test])
+    predicted = (x @ weight + bias).argmax(dim=1)
     true = [e["output"] for e in test]
     return {"n": len(test), **judge(true, [labels[i] for i in predicted], labels),
             "majority": max(Counter(true).values()) / len(test)}
@@ -120,8 +116,6 @@ def main(argv):
     parser = argparse.ArgumentParser(prog="python -m tools.kmers",
                                      description="the 6-mer baseline")
     parser.add_argument("folder", type=Path, help="tasks/, which prepare.py wrote")
-    parser.add_argument("--split", choices=("dev", "test"),
-                        help="what to score; by default a task's dev rows if it has any")
     args = parser.parse_args(argv)
 
     # examples by task, those to train on and those to score
@@ -130,7 +124,7 @@ def main(argv):
     train, dev, test = (by_task(read_examples(paths)) for paths in files.values())
     require(train, f"{args.folder}: no NAME.train.json: give the tasks folder that "
             "prepare.py wrote")
-    scored = {"dev": dev, "test": test, None: test | dev}[args.split]
+    scored = test | dev
     tasks = [task for task in sorted(train.keys() & scored.keys())
              if is_usable(train[task], scored[task])]
     require(tasks, f"{args.folder}: no task with rows to score, and 20 training rows or "

@@ -14,11 +14,9 @@ matplotlib (`pip install matplotlib`), and the table does not.
 """
 import argparse
 import csv
-import json
 import math
 import os
 import re
-from statistics import mean, stdev
 
 import numpy as np
 
@@ -67,8 +65,8 @@ def read_log(folder):
     tokens, evaluations = 0, []
     for number, text in read_lines(path):
         try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
+            line = config.parse_json(text)
+        except ValueError:
             raise ValueError(f"{path}: line {number}: not JSON: was the file cut short? "
                              "Remove that line") from None
         # an evaluation follows the training line that says how many tokens were seen
@@ -138,11 +136,8 @@ def draw_scores(paths):
     draw("DNAHLM, the paper", DNAHLM, marker="x", color="tab:red")
     draw("DNABERT-2", DNABERT_2, marker="D", fillstyle="none", color="tab:gray")
 
-    # a star marks the tasks that were scored but not tuned on
-    stars = {task: "" if first[task].get("tuned", True) else " *" for task in y}
-    axis.set_yticks(range(len(y)), [task + stars[task] for task in y])
-    axis.set(xlabel="MCC" + "   (* not tuned on)" * any(stars.values()),
-             ylim=(-0.7, len(y) - 0.3))
+    axis.set_yticks(range(len(y)), y)
+    axis.set(xlabel="MCC", ylim=(-0.7, len(y) - 0.3))
     axis.axvline(0, color="black", linewidth=0.8)
     axis.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=4, frameon=False)
@@ -193,28 +188,28 @@ def compare(columns):
     for column in columns:
         runs = [read_scores(path) for path in column.split("+")]
         tasks = set.intersection(*map(set, runs))
-        mccs.append({task: [run[task]["mcc"] for run in runs] for task in tasks})
+        mccs.append({task: np.array([run[task]["mcc"] for run in runs])
+                     for task in tasks})
+    tasks, shared = sorted(set().union(*mccs)), set.intersection(*map(set, mccs))
 
     # take the mean over tasks within each run first, so that ± is over runs there too
-    tasks = sorted(set().union(*mccs))
-    shared = [task for task in tasks if all(task in column for column in mccs)]
     if shared:
         tasks.append(f"mean of {len(shared)}")
         for column in mccs:
-            by_run = zip(*(column[task] for task in shared))
-            column[tasks[-1]] = list(map(mean, by_run))
+            column[tasks[-1]] = sum(column[task] for task in shared) / len(shared)
 
     heads = [f"column {i}: {column}" for i, column in enumerate(columns, start=1)]
     rows = [["MCC", *map(str, range(1, len(columns) + 1))]]
-    rows += [[task, *(cell(column.get(task, [])) for column in mccs)] for task in tasks]
+    rows += [[task, *(cell(column.get(task)) for column in mccs)] for task in tasks]
     return "\n".join([*heads, "", align(rows)])
 
 
 def cell(mccs):
-    """[0.1, 0.3] -> "0.200 ± 0.141", [0.1] -> "0.100", [] -> "" """
-    if not mccs:
+    """[0.1, 0.3] -> "0.200 ± 0.141", [0.1] -> "0.100", None -> "" """
+    if mccs is None:
         return ""
-    return f"{mean(mccs):.3f}" + (f" ± {stdev(mccs):.3f}" if len(mccs) > 1 else "")
+    spread = f" ± {mccs.std(ddof=1):.3f}" if len(mccs) > 1 else ""
+    return f"{mccs.mean():.3f}{spread}"
 
 
 # --------------------------------------------------------------------------------------
@@ -235,7 +230,7 @@ def read_explanation(path):
             changes = [float(line[base]) for base in "ACGT" if base != line["base"]]
             if int(line["position"]) == 1:
                 sequences.append((line["name"], line["label"], []))
-            sequences[-1][2].append((line["base"], mean(changes)))
+            sequences[-1][2].append((line["base"], np.mean(changes)))
         except (KeyError, TypeError, ValueError, IndexError):
             raise ValueError(f"{path}: line {number}: not what sample.py --explain "
                              "wrote") from None

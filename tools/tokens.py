@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import sys
-from collections import Counter
 from itertools import cycle
 
 import regex
@@ -137,12 +136,6 @@ def report(tok):
                    f"{sum(map(len, of_kind)) / len(of_kind):13.2f}"
                    f"  {len(longest)}: {repr(spell(longest)):.60}")
 
-    # Those of each alphabet by length
-    for name in RUNS:
-        sizes = Counter(len(token) for i, token in tokens.items() if kinds[i] == name)
-        yield (f"\ntokens of {name} by length: "
-               + ", ".join(f"{n}: {sizes[n]:,}" for n in sorted(sizes)))
-
     # Tokens whose own text becomes other tokens
     texts = {i: token.decode("utf-8", "replace") for i, token in tokens.items()}
     unused = sum(ids.tolist() != [i] and texts[i].encode() == tokens[i]
@@ -152,11 +145,10 @@ def report(tok):
 
 
 def read_text(text):
-    """-> the content of the file of that name (of FASTA the sequences, a line each), or
+    """-> the content of the file of that name, of FASTA the sequences, a line each; or
     `text` itself if there is no such file and it does not look like the name of one"""
-    endings = r"\.(txt|md|fa|fasta|fna|json|csv|gz|xz)$"
-    is_name = regex.search(r"^[^\s/]*/\S*$|" + endings, text)
-    if not is_name and not os.path.isfile(text):
+    name = r"^[^\s/]*/\S*$|\.(txt|md|fa|fasta|fna|json|csv|gz|xz)$"
+    if not os.path.isfile(text) and not regex.search(name, text):
         return text
     lines = list(read_lines(text))
     if lines[0][1].startswith(">"):
@@ -182,8 +174,7 @@ def main(argv):
         return
     text = read_text(" ".join(args.text))
     if args.html:
-        config.require(args.html not in (args.tokenizer, *args.text),
-                       f"{args.html}: the page would replace what it shows: name another file")
+        config.check_output(args.html, [args.tokenizer, *args.text])
         page = show_html(tok, text)
         with config.replacing(args.html) as path, open(path, "w", encoding="utf-8") as f:
             f.write(page)
