@@ -14,7 +14,7 @@ toy: .venv/ready
 	$(ENV) sample.py
 
 check: .venv/ready
-	$(ENV) -m pytest -q -m "not slow and not torture"
+	$(ENV) -m pytest -q -m "not slow and not torture" --ignore=tests/test_gpu.py
 
 test: .venv/ready
 	$(ENV) -m pytest -q

@@ -132,7 +132,8 @@ def print_cuts(examples, kept):
     does not fit"""
     n_cut = sum(n is not None and n < len(e["input"]) for e, n in zip(examples, kept))
     if n_cut:
-        print(f"{n_cut:,} of {len(kept):,} inputs were cut, to fit into the context")
+        print(f"{n_cut:,} of {len(kept):,} inputs were cut, to fit into the context: a "
+              "larger vocab_size or block_size would hold more of them")
     if None in kept:
         print(f"{kept.count(None):,} of {len(kept):,} examples do not fit into the "
               "context: left out")
@@ -339,8 +340,8 @@ def score_task(examples):
 # Tuning
 
 def examples_to_tune(cfg, test):
-    """-> the examples of cfg.tasks, without the tasks to leave out and without those
-    that `test`, which is scored, gives away"""
+    """-> the examples of cfg.tasks, without the tasks to leave out, and without those
+    that give an example of `test` away"""
     examples = read_examples(cfg.tasks)
     names, left_out = {e["task"] for e in examples}, set()
     for pattern in cfg.leave_out:

@@ -12,8 +12,8 @@ sequences.
     python sample.py --score=genes.fa --out_dir=out/toy
 
 It needs nothing but a folder that train.py or instruct.py has written. A sequence
-that is too long for a prompt is cut at its end, and that is said. tools/analyze.py
-tells what a file may be.
+that is too long for a prompt is cut at its end, and a note says so. tools/analyze.py
+says which files can be read.
 """
 import atexit
 import codecs
@@ -141,8 +141,8 @@ def probabilities(s, question, input):
 
 
 def answer(s, instruction, input, show_prompt=False):
-    """Print the answer to an instruction, and the probabilities of cfg.choices, or
-    else of its question's, if the answer is one of them."""
+    """Print the answer to an instruction. If it is one of the choices, print their
+    probabilities too."""
     question = make_question(instruction, s.cfg.choices, s.questions)
     require(not lacks_input(question, input),
             "this question is about a sequence: give one as the input")
@@ -252,10 +252,11 @@ def read_message(questions):
 
 
 def keep_whole_pastes():
-    """Switch on readline: line editing, and a history of the session. Between
-    prompts it leaves the terminal in its canonical mode, which drops what exceeds
-    4,095 characters of a line: bases of a sequence that is pasted together with its
-    question. Out of that mode nothing is dropped."""
+    """Switch on readline, for line editing and a history.
+
+    Between prompts a terminal is in its canonical mode, which drops what exceeds 4,095
+    characters of a line. A long pasted sequence would lose bases, so that mode is
+    switched off."""
     with suppress(ImportError):     # not on Windows
         import readline  # noqa: F401
         import termios

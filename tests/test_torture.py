@@ -98,7 +98,7 @@ def test_resumed_after_kills(tiny, tmp_path, script):
     seconds = duration(main, [*args, f"--out_dir={whole}"])
 
     rng, killed, steps, resume = np.random.default_rng(0), 0, set(), ["--overwrite"]
-    while killed < KILLS and kill(main, [*args, f"--out_dir={parts}", *resume], 3 * seconds / KILLS,
+    while killed < KILLS and kill(main, [*args, f"--out_dir={parts}", *resume], 2.2 * seconds / KILLS,
                                   killed % 3 == 2, rng):
         killed += 1
         if os.path.exists(parts / "last.pt"):
