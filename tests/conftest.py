@@ -13,7 +13,8 @@ from dna import toy as toy_world
 torch.set_num_threads(1)      # small networks; on a busy machine two threads wait for each other
 
 
-# `make check` leaves these tests out: each takes a quarter of a second or more.
+# `make check` leaves these tests out: each takes a quarter of a second or more. It leaves out the
+# tests on the toy world too.
 SLOW = """
 test_6mers_of_the_toy_world test_a_bad_loss_stops_the_run
 test_a_full_disk_says_what_is_left test_a_last_bad_step_is_not_saved
@@ -52,7 +53,7 @@ test_where_there_are_no_locks test_whole_way test_without_matplotlib
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if item.originalname in SLOW.split():
+        if item.originalname in SLOW.split() or "toy" in item.fixturenames:
             item.add_marker(pytest.mark.slow)
 
 
@@ -61,11 +62,11 @@ def toy(tmp_path_factory):
     """-> a folder with data/ (a toy world of few genes) and out/ (a model of a few steps)"""
     folder = tmp_path_factory.mktemp("toy")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(toy_world, "GENES", 200)
+        patch.setattr(toy_world, "GENES", 100)
         patch.setattr(toy_world, "TEST_GENES", 12)
         prose = toy_world.python_prose()[:400]
         patch.setattr(toy_world, "python_prose", lambda: prose)
-        prepare.main([f"--data_dir={folder}/data", "--vocab_size=400", "--val_fraction=0.1"])
+        prepare.main([f"--data_dir={folder}/data", "--vocab_size=400", "--val_fraction=0.2"])
     train.main([*SMALL, f"--data_dir={folder}/data", f"--out_dir={folder}/out", "--max_steps=20",
                 "--eval_interval=10", "--log_interval=1"])
     return str(folder)

@@ -259,10 +259,10 @@ def test_compiled_runs_are_the_same_twice(toy, tmp_path):
     assert read_log(tmp_path / "a") == read_log(tmp_path / "b")
 
 
-def test_best_is_not_overwritten_by_worse(toy, tmp_path, monkeypatch):
+def test_best_is_not_overwritten_by_worse(tiny, tmp_path, monkeypatch):
     losses = iter([3.0, 1.0, 2.0])
     monkeypatch.setattr(train, "evaluate_bins", lambda *args: {"val_loss": next(losses)})
-    run(toy, tmp_path, "--max_steps=3", "--eval_interval=1")
+    run(tiny, tmp_path, "--max_steps=3", "--eval_interval=1", "--block_size=64")
     best = load_checkpoint(tmp_path / "best.pt")[1]
     assert best["step"] == 2 and best["best"] == 1.0
 
