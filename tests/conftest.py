@@ -62,11 +62,11 @@ def toy(tmp_path_factory):
     """-> a folder with data/ (a toy world of few genes) and out/ (a model of a few steps)"""
     folder = tmp_path_factory.mktemp("toy")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(toy_world, "GENES", 100)
+        patch.setattr(toy_world, "GENES", 200)
         patch.setattr(toy_world, "TEST_GENES", 12)
-        prose = toy_world.python_prose()[:400]
+        prose = toy_world.python_prose()[:1000]
         patch.setattr(toy_world, "python_prose", lambda: prose)
-        prepare.main([f"--data_dir={folder}/data", "--vocab_size=400", "--val_fraction=0.2"])
+        prepare.main([f"--data_dir={folder}/data", "--vocab_size=400", "--val_fraction=0.1"])
     train.main([*SMALL, f"--data_dir={folder}/data", f"--out_dir={folder}/out", "--max_steps=20",
                 "--eval_interval=10", "--log_interval=1"])
     return str(folder)
