@@ -6,11 +6,13 @@ import io
 import multiprocessing
 import os
 import signal
+import threading
 import time
 
 import numpy as np
 import pytest
 import torch
+import tqdm
 from conftest import TINY, TUNING, fasta, listing, merge, random_dna, some_rows, table, write
 from test_train import read_log, same, weights
 
@@ -30,6 +32,8 @@ def die():
 
 def victim(main, argv, die_in):
     """Run a script's main(), and die in the middle of its n-th save or renaming if die_in is n > 0."""
+    # the bars' lock is shared by all forks, and one that is killed while it holds it blocks the others
+    tqdm.tqdm.set_lock(threading.RLock())
     save, rename, left = torch.save, os.rename, die_in
 
     def dying_save(state, file):
