@@ -86,7 +86,7 @@ def with_motif(rng, motif):
 def test_kmers_find_a_motif():
     rng = np.random.default_rng(0)
     examples = [with_motif(rng, "GATTACAT" if i % 2 else "") for i in range(600)]
-    scores = kmers.score_task(examples[:500], examples[500:])
+    scores = kmers.score_task(examples[:500], examples[500:], kmers.predict)
     assert scores["n"] == 100 and scores["accuracy"] > 0.95 and scores["majority"] == 0.5
     assert scores["mcc_interval"][0] <= scores["mcc"] <= scores["mcc_interval"][1]
 

@@ -75,10 +75,8 @@ def fit(x, y, n_labels, decay):
     return weight, bias
 
 
-def score_task(train, test):
-    """Fit on the training examples of a task -> its scores on the test examples"""
-    labels = sorted({choice for e in test for choice in e.get("choices", [])})
-
+def predict(train, test, labels):
+    """Fit on the training examples of a task -> a label for each test example"""
     def encode(examples):
         """-> x (N, 4096), y (N,)"""
         return kmer_roots([e["input"] for e in examples]), \
@@ -98,11 +96,11 @@ def score_task(train, test):
     # then fit on all of them
     weight, bias = fit(*encode(train), len(labels), max(right, key=right.get))
     x = kmer_roots([e["input"] for e in test])
-    predicted = (x @ weight + bias).argmax(dim=1)
-    true = [e["output"] for e in test]
-    return {"n": len(test), **judge(true, [labels[i] for i in predicted], labels),
-            "majority": max(Counter(true).values()) / len(test)}
+    return [labels[i] for i in (x @ weight + bias).argmax(dim=1)]
 
+
+# --------------------------------------------------------------------------------------
+# What all baselines share
 
 def is_usable(train, test):
     """Whether examples of a task say how to classify DNA: all have DNA as input, and an
@@ -112,9 +110,23 @@ def is_usable(train, test):
                                     for e in train + test)
 
 
-def main(argv):
-    parser = argparse.ArgumentParser(prog="python -m tools.kmers",
-                                     description="the 6-mer baseline")
+def score_task(train, test, predict):
+    """-> the scores of a task's test examples, by predict(train, test, labels)"""
+    labels = sorted({choice for e in test for choice in e.get("choices", [])})
+    true = [e["output"] for e in test]
+    return {"n": len(test), **judge(true, predict(train, test, labels), labels),
+            "majority": max(Counter(true).values()) / len(test)}
+
+
+def baseline(argv, command, name, predict):
+    """Score a baseline on each task of a folder, print the table, and write it to
+    scores/NAME.json there.
+
+    argv, command: of the command line, such as ["data/toy/tasks"], "tools.kmers"
+    predict: as score_task() takes it
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {command}",
+                                     description="a baseline: one model per task")
     parser.add_argument("folder", type=Path, help="tasks/, which prepare.py wrote")
     args = parser.parse_args(argv)
 
@@ -131,14 +143,18 @@ def main(argv):
             "more that all have DNA as input, and choices")
 
     # fit and score each
-    scores = {task: score_task(train[task], scored[task])
-              for task in tqdm(tasks, desc="6-mers", unit=" tasks", disable=None)}
+    scores = {task: score_task(train[task], scored[task], predict)
+              for task in tqdm(tasks, desc=name, unit=" tasks", disable=None)}
     result = with_means(scores)
     print(table(result))
-    path = args.folder / "scores/kmer.json"
+    path = args.folder / f"scores/{name}.json"
     path.parent.mkdir(exist_ok=True)
     config.write_json(path, result)
     print(f"\nwrote {path}")
+
+
+def main(argv):
+    baseline(argv, "tools.kmers", "kmer", predict)
 
 
 if __name__ == "__main__":
