@@ -76,7 +76,7 @@ def read_scores(path):
 def add_baselines(scores, paths):
     """Add the MCC of each baseline to the scores of its tasks, as NAME_mcc. A baseline
     is a file NAME.json in the folder scores/ beside the scored files. tools/kmers.py
-    writes one."""
+    and tools/cnn.py write one each."""
     for folder in sorted({os.path.dirname(path) for path in paths}):
         pattern = os.path.join(glob.escape(folder), "scores", "*.json")
         for path in sorted(glob.glob(pattern)):
@@ -95,7 +95,7 @@ def add_baselines(scores, paths):
 
 HEADS = {"n": "n", "accuracy": "acc.", "mcc": "MCC", "mcc_interval": "95% interval",
          "exact_match": "exact", "majority": "major.", "kmer_mcc": "6-mers",
-         "zero_shot_mcc": "before"}
+         "cnn_mcc": "CNN", "zero_shot_mcc": "before"}
 
 
 def table(result):

@@ -112,12 +112,14 @@ def test_scores(tmp_path):
     """What a run does not know is not drawn."""
     pytest.importorskip("matplotlib")
     a = write_scores(tmp_path / "tuned", {
-        "tf_0": {"n": 9, "mcc": 0.5, "mcc_interval": [0.4, 0.6], "kmer_mcc": 0.55, "tuned": True},
+        "tf_0": {"n": 9, "mcc": 0.5, "mcc_interval": [0.4, 0.6], "kmer_mcc": 0.55, "cnn_mcc": 0.6,
+                 "tuned": True},
         "tf_1": {"n": 9, "mcc": 0.1, "mcc_interval": [0.0, 0.2], "tuned": False},
         "talk": {"n": 9, "mcc": None, "exact_match": 0.2}})
     b = write_scores(tmp_path / "bare", {"tf_0": {"mcc": 0.3}, "elsewhere": {"mcc": 0.9}})
     shown = texts(draw_scores([a, b]))
-    assert {"tuned", "bare", "tf_0", "tf_1", "6-mer baseline", "DNABERT-2"} <= shown
+    assert {"tuned", "bare", "tf_0", "tf_1", "6-mer baseline", "CNN baseline",
+            "DNABERT-2"} <= shown
     assert not {"talk", "elsewhere", "DNAHLM, the paper"} & shown
 
 

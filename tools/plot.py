@@ -104,7 +104,7 @@ def draw_loss(folders):
 
 def draw_scores(paths):
     """-> a figure of the MCC of the first run's tasks: of each run with its 95%
-    interval, of the first run's baseline, and of what was published
+    interval, of the first run's baselines, and of what was published
 
     paths: scores.json files or their folders
     """
@@ -131,8 +131,10 @@ def draw_scores(paths):
                 axis.hlines(y[task] + shift, *interval, color=color, linewidth=2)
 
     # what they are compared with
-    kmers = {task: s["kmer_mcc"] for task, s in first.items() if "kmer_mcc" in s}
-    draw("6-mer baseline", kmers, marker="|", markersize=12, color="black")
+    for key, label, marker in (("kmer_mcc", "6-mer baseline", "|"),
+                               ("cnn_mcc", "CNN baseline", "+")):
+        mccs = {task: s[key] for task, s in first.items() if key in s}
+        draw(label, mccs, marker=marker, markersize=12, color="black")
     draw("DNAHLM, the paper", DNAHLM, marker="x", color="tab:red")
     draw("DNABERT-2", DNABERT_2, marker="D", fillstyle="none", color="tab:gray")
 
