@@ -6,7 +6,7 @@ The CNN baseline: what a small convolutional network learns, without a language 
 It trains one network per task, by the same recipe and budget for all, on the rows of
 NAME.train.json. It scores those of NAME.dev.json, or of NAME.test.json where there are
 none. The scores go to scores/cnn.json in the same folder, where instruct.py finds them
-for its table. The 27 tasks of GUE take about half an hour of one core with fast bfloat16.
+for its table. The 27 tasks of GUE take half an hour of one core with fast bfloat16.
 
 Unlike counts of 6-mers, the network sees where in a sequence a motif stands.
 
