@@ -44,6 +44,19 @@ def test_any_length_has_logits(length):
     assert net(torch.zeros(2, length, dtype=torch.uint8)).shape == (2, 3)
 
 
+@pytest.mark.filterwarnings("error")
+def test_float32_and_bfloat16_agree(monkeypatch):
+    """A processor without fast bfloat16 does without, and nothing is said of it."""
+    torch.manual_seed(0)
+    net, bases = cnn.CNN(2, bins=8).eval(), torch.randint(4, (5, 60), dtype=torch.uint8)
+    logits = []
+    for dtype in (torch.float32, torch.bfloat16):
+        monkeypatch.setattr(cnn.MACHINE, "dtype", dtype)
+        logits.append(net(bases))
+    torch.testing.assert_close(*logits, rtol=0.02, atol=0.02)
+    assert not torch.equal(*logits)
+
+
 def test_both_strands_give_the_same_answer():
     rng = np.random.default_rng(0)
     sequences = [random_dna(rng, length) for length in (60, 41, 8)]

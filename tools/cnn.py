@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import config
-from config.machine import fast_dtype, keep_memory
+from config.machine import Machine, fast_dtype, keep_memory
 from dna.read import reverse_complement
 from tools.kmers import baseline
 
@@ -33,6 +33,9 @@ LEARNING_RATE, DECAY = 1e-3, 0.01       # of AdamW
 HELD_OUT = 20                           # one training row in 20 chooses the weights
 PADDING = 4                             # as a base; other letters than ACGT are it too
 ONE_HOT = torch.eye(5)[:, :4]           # a row per base, all zeros for padding
+
+CPU = torch.device("cpu")
+MACHINE = Machine(CPU, fast_dtype(CPU))
 
 
 def encode(examples, length):
@@ -68,7 +71,7 @@ class CNN(nn.Module):
     def forward(self, bases):
         """bases: (B, L), 0 to 4 -> logits (B, K)"""
         x = ONE_HOT[bases.int()][:, None].permute(0, 3, 1, 2)       # (B, 4, 1, L)
-        with torch.autocast("cpu", fast_dtype(torch.device("cpu"))):
+        with MACHINE.autocast():
             x = self.body(x)
             x = torch.cat([F.adaptive_max_pool2d(x, (1, self.bins)),
                            F.adaptive_avg_pool2d(x, (1, self.bins))], dim=1)
