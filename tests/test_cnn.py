@@ -7,11 +7,8 @@ import torch
 
 from dna.metrics import add_baselines, table, with_means
 from dna.read import reverse_complement
+from test_bench import random_dna
 from tools import cnn, kmers
-
-
-def random_dna(rng, length):
-    return "".join(rng.choice(list("ACGT"), size=length))
 
 
 def example(sequence, label, **more):

@@ -8,7 +8,8 @@ NAME.train.json. It scores those of NAME.dev.json, or of NAME.test.json where th
 none. The scores go to scores/cnn.json in the same folder, where instruct.py finds them
 for its table. The 27 tasks of GUE take half an hour of one core with fast bfloat16.
 
-Unlike counts of 6-mers, the network sees where in a sequence a motif stands.
+Unlike counts of 6-mers, the network matches longer and inexact motifs. In tasks with a
+fixed strand it also sees where they stand.
 
 Shapes: B sequences in a batch, N in all, S strands, L letters, K labels.
 """
@@ -24,7 +25,8 @@ from config.machine import Machine, fast_dtype, keep_memory
 from dna.read import reverse_complement
 from tools.kmers import baseline
 
-# The budget of a task: the rows are read 40 times, but no more bases than these in all.
+# A task trains for 40 epochs, or fewer if they would exceed this many bases, but for at
+# least one.
 EPOCHS = 40
 BASES = 25_000_000
 
@@ -119,7 +121,7 @@ def predict(train, test, labels):
     torch.manual_seed(0)
     length = max(len(e["input"]) for e in train + test)
     x, x_test = encode(train, length), encode(test, length)
-    # where both strands have the same answer, the place does not count
+    # where both strands have the same answer, a place on one is another on the other
     net = CNN(len(labels), bins=8 if x.size(1) == 1 else 1)
     fit(net, x, torch.tensor([labels.index(e["output"]) for e in train]))
     return [labels[i] for i in mean_logits(net, x_test).argmax(dim=1)]

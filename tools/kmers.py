@@ -104,7 +104,7 @@ def predict(train, test, labels):
 
 def is_usable(train, test):
     """Whether examples of a task say how to classify DNA: all have DNA as input, and an
-    output that is a choice of the test examples."""
+    output that is a choice of the test examples; and 20 training rows or more."""
     choices = {choice for e in test for choice in e.get("choices", [])}
     return len(train) >= 20 and all(is_dna(e["input"]) and e["output"] in choices
                                     for e in train + test)
