@@ -325,8 +325,8 @@ def read_task_files(path, seed):
 
 def write_tasks(tasks, folder):
     """Write each file's examples as a JSON array, one per line."""
-    os.makedirs(folder)
     for name, examples in tasks.items():
+        os.makedirs(os.path.dirname(f"{folder}/{name}"), exist_ok=True)
         lines = (json.dumps(example, ensure_ascii=False) for example in examples)
         with open(f"{folder}/{name}", "w", encoding="utf-8") as f:
             f.write("[\n" + ",\n".join(lines) + "\n]\n")

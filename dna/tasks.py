@@ -114,30 +114,46 @@ def hold_out(rows, path, seed):
 class Task(NamedTuple):
     name: str
     asks: str               # as in "Determine {asks} of following dna sequence"
+    questions: list         # the same as people ask it, "Is this a promoter?"
     words: dict             # {label: its word}
     either_strand: bool     # whether both strands have the same answer
 
 
-# GUE's tasks by their folders, parent/folder: what is asked, a word per label, and
-# whether both strands have the same answer; {} is the folder. The words are the DNAHLM
-# paper's. It mixed up those of the splice sites; here they are in the order of GUE's own
-# ids, as the bases at the sites show. The virus variants are in the order of the
-# DNABERT-2 paper.
+# GUE's tasks by their folders, parent/folder: what is looked for, questions as people
+# ask them, a word per label, and whether both strands have the same answer. {name} is
+# the folder or its NAMES, {what} is what is looked for. The words are the DNAHLM paper's.
+# It mixed up those of the splice sites; here they are in the order of GUE's own ids, as
+# the bases at the sites show. The virus variants are in the order of the DNABERT-2 paper.
+NAMES = {"all": "", "tata": "TATA ", "notata": "non-TATA "}
 PROMOTER = ["Non-promoter", "promoter"]
 SPLICE = ["Acceptor Sites", "Donor Sites", "Non-Splice Sites"]
 FACTOR = ["Background Sequences", "Binding Sites"]
+MARK = ["No Mark", "Mark"]
 VARIANTS = ["Alpha", "Beta", "Delta", "Eta", "Gamma", "Iota", "Kappa", "Lambda", "Zeta"]
+IS_IT = ["Is this a {what}?", "Is there a {what} in this sequence?", "{what} or not?",
+         "Could this be a {what}?", "Does this look like a {what}?"]
+BINDS = ["Does {species} transcription factor {name} bind here?", *IS_IT[:3],
+         "Would {species} transcription factor {name} bind to this sequence?"]
 GUE = [
-    (".*/prom_core_(all|notata|tata)", "core promoter detection", PROMOTER, False),
-    (".*/prom_300_(all|notata|tata)", "promoter detection", PROMOTER, False),
-    ("splice/reconstructed", "splice site detection", SPLICE, False),
-    ("mouse/[0-4]", "mouse transcription factor {} binding site detection",
-     FACTOR, True),
-    ("tf/[0-4]", "human transcription factor {} binding site detection",
-     FACTOR, True),
+    (".*/prom_core_(all|notata|tata)", "{name}core promoter", IS_IT, PROMOTER, False),
+    (".*/prom_300_(all|notata|tata)", "{name}promoter", IS_IT, PROMOTER, False),
+    ("splice/reconstructed", "splice site",
+     ["Is there a splice donor here?", "Is there a splice acceptor here?",
+      "Is this a splice site?", "splice donor, acceptor or neither?",
+      "Does this sequence have a splice site in its middle?"], SPLICE, False),
+    ("mouse/[0-4]", "mouse transcription factor {name} binding site",
+     [question.replace("{species}", "mouse") for question in BINDS], FACTOR, True),
+    ("tf/[0-4]", "human transcription factor {name} binding site",
+     [question.replace("{species}", "human") for question in BINDS], FACTOR, True),
     ("EMP/(H3|H3K14ac|H3K36me3|H3K4me[123]|H3K79me3|H3K9ac|H4|H4ac)",
-     "{} histone mark detection", ["No Mark", "Mark"], True),
-    ("virus/covid", "virus variant detection", VARIANTS, False),
+     "{name} histone mark",
+     ["Does {name} mark this sequence?", "Is there {name} here?", "{name} or no mark?",
+      "Do the histones of this sequence have {name}?", "Is this sequence marked by {name}?"],
+     MARK, True),
+    ("virus/covid", "virus variant",
+     ["Which virus variant is this?", "Which variant of the virus has this sequence?",
+      "What variant is it?", "virus variant?", "From which virus variant is this?"],
+     VARIANTS, False),
 ]
 
 
@@ -154,12 +170,15 @@ def describe(path, file, labels):
     as_is = {label: label for label in labels}
     if os.path.exists(file):
         asks, words, either_strand = read_description(file)
-        return Task(name, asks, words or as_is, either_strand)
-    for pattern, asks, words, either_strand in GUE:
+        return Task(name, asks, [], words or as_is, either_strand)
+    for pattern, what, questions, words, either_strand in GUE:
         if re.fullmatch(pattern, f"{parent}/{leaf}"):
+            short = NAMES.get(leaf.rpartition("_")[2], leaf)
+            what = what.format(name=short)
+            questions = [question.format(name=short, what=what) for question in questions]
             words = {str(i): word for i, word in enumerate(words)}
-            return Task(name, asks.format(leaf), words, either_strand)
-    return Task(name, name.replace("_", " "), as_is, False)
+            return Task(name, f"{what} detection", questions, words, either_strand)
+    return Task(name, name.replace("_", " "), [], as_is, False)
 
 
 def read_description(path):
@@ -183,19 +202,34 @@ def read_description(path):
 # --------------------------------------------------------------------------------------
 # From tables to examples
 
-# Training rows have any of these wordings, and scored rows the first, the paper's.
+# Questions in general words. Those of a task are these and, for GUE's, its own. Training
+# rows have any of them but the last of each list. Scored rows have the first, which is the
+# paper's. In the files of the folder unseen/ they have the last ones, which no training
+# row has.
 WORDINGS = [
     "Determine {what} of following dna sequence, "
     "The result will be one of the following: {choices}.",
     "Classify this DNA sequence by {what}. Answer with one of: {choices}.",
     "What does {what} say of the sequence below? The possible answers are {choices}.",
     "Here is some DNA. Do {what}, and choose from {choices}.",
+    "Do {what} on this sequence.",
+    "What is the result of {what}?",
+    "{what}",
+    "What does {what} find here?",
+    "Please do {what} for me.",
 ]
+
+
+def wordings(task):
+    """-> (instructions to tune on, unseen instructions), which ask what the task asks"""
+    general = [wording.format(what=task.asks, choices=", ".join(task.words.values()))
+               for wording in WORDINGS]
+    return general[:-1] + task.questions[:-1], general[-1:] + task.questions[-1:]
 
 
 def make_examples(path, tables, seed):
     """A task of find_tables() -> {file name: list of Alpaca examples}. The wordings of
-    training rows are drawn by `seed`."""
+    training rows are drawn by `seed`, as are the unseen ones."""
     # the rows
     splits = {split: read_table(read_lines(tables[split]), tables[split])
               for split in ("all", "train", "dev", "test") if split in tables}
@@ -210,22 +244,24 @@ def make_examples(path, tables, seed):
     print_task(task, splits)
 
     # the examples
-    choices = list(task.words.values())
-    instructions = [wording.format(what=task.asks, choices=", ".join(choices))
-                    for wording in WORDINGS]
-    same_in_all = {"task": task.name, "choices": choices}
+    same_in_all = {"task": task.name, "choices": list(task.words.values())}
     if task.either_strand:
         same_in_all["either_strand"] = True
     rng = np.random.default_rng((seed, zlib.crc32(task.name.encode())))
+
+    def ask(rows, instructions):
+        drawn = rng.integers(len(instructions), size=len(rows))
+        return [{"instruction": instructions[i], "input": row.sequence,
+                 "output": task.words[row.label], **same_in_all}
+                for i, row in zip(drawn, rows)]
+
+    known, unseen = wordings(task)
     files = {}
     for split, rows in splits.items():
-        drawn = np.zeros(len(rows), dtype=int)
-        if split == "train":
-            drawn = rng.integers(len(WORDINGS), size=len(rows))
-        files[f"{task.name}.{split}.json"] = [
-            {"instruction": instructions[i], "input": row.sequence,
-             "output": task.words[row.label], **same_in_all}
-            for i, row in zip(drawn, rows)]
+        name = f"{task.name}.{split}.json"
+        files[name] = ask(rows, known if split == "train" else known[:1])
+        if split != "train":
+            files[f"unseen/{name}"] = ask(rows, unseen)
     return files
 
 
