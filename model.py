@@ -10,7 +10,7 @@ The network is that of Radford et al. (2019), "Language Models are Unsupervised 
 Learners": learned positions, LayerNorm before each part of a block, GELU in its tanh
 form, biases everywhere, an LM head tied to the token embedding. Parameters have the
 names of the published GPT-2, whose files tools/gpt2.py converts. The part below the
-double line is ours: embeddings of k-mers. GPT-2 has none.
+double line is ours: what a DNA token is given besides. GPT-2 has none of it.
 
 Shapes: B batch, T time (tokens), P tokens of a shared prefix, S keys (the cached tokens
 and the new ones), C channels (n_embd), H heads, D head size (C / H), V vocabulary.
@@ -32,7 +32,7 @@ class GPTConfig:
     n_head: int = 12            # attention heads per block
     n_embd: int = 768           # channels
     dropout: float = 0.0        # share of activations zeroed in training
-    kmer: int = 0               # length of k-mers that have embeddings; 0: plain GPT-2
+    motifs: int = 0             # filters over the bases of DNA; 0: plain GPT-2
 
 
 # --------------------------------------------------------------------------------------
@@ -50,7 +50,7 @@ class Cache:
     def __init__(self):
         self.layers = {}            # layer -> (keys, values), each (B or 1, H, S, D)
         self.position = None        # (B or 1, S)
-        self.ids = None             # (B or 1, n), the last n tokens, if k-mers need them
+        self.dna = None             # what BaseEmbedding needs of these tokens
         self.frozen = False
 
     @property
@@ -70,19 +70,6 @@ class Cache:
         if not self.frozen:
             self.position = keys
         return keys[:, None, None, :] <= position[:, None, :, None]
-
-    def append_ids(self, idx, position, n):
-        """Append the ids (B, T) of new tokens, without the padding on their right.
-
-        -> the n ids before them (B, n), -1 where there are none
-        """
-        before = idx.new_full((1, n), -1) if self.ids is None else self.ids
-        before = before.expand(len(idx), -1)
-        if not self.frozen:
-            n_new = (position != self.PADDING).sum(dim=1, keepdim=True)     # (B or 1, 1)
-            last = (n_new + torch.arange(n, device=idx.device)).expand(len(idx), -1)
-            self.ids = torch.cat([before, idx], dim=1).gather(1, last)
-        return before
 
     def extend(self, layer, k, v):
         """Append the k, v (B, H, T, D) of a layer's new tokens.
@@ -161,8 +148,6 @@ class GPT(nn.Module):
         if config.n_embd % config.n_head:
             raise ValueError(f"n_embd={config.n_embd} cannot be divided among "
                              f"n_head={config.n_head} heads: choose a multiple")
-        if config.kmer not in (0, *range(2, 9)):
-            raise ValueError(f"kmer={config.kmer}: choose 2 to 8 bases, or 0 for none")
         self.config = config
         self.transformer = nn.ModuleDict(dict(
             wte=nn.Embedding(config.vocab_size, config.n_embd),     # tokens
@@ -170,8 +155,8 @@ class GPT(nn.Module):
             h=nn.ModuleList(Block(config, layer) for layer in range(config.n_layer)),
             ln_f=nn.LayerNorm(config.n_embd),
         ))
-        if config.kmer:
-            self.transformer.kmers = KmerEmbedding(config)
+        if config.motifs:
+            self.transformer.bases = BaseEmbedding(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.lm_head.weight = self.transformer.wte.weight           # tied
         self._init_weights()
@@ -182,7 +167,7 @@ class GPT(nn.Module):
         blocks (each adds to it twice)."""
         residual_std = 0.02 / math.sqrt(2 * self.config.n_layer)
         for name, p in self.named_parameters():
-            if p.dim() == 2 and "kmers" not in name:
+            if p.dim() == 2:
                 is_residual = name.endswith("c_proj.weight")
                 nn.init.normal_(p, std=residual_std if is_residual else 0.02)
             elif name.endswith("bias"):
@@ -194,10 +179,9 @@ class GPT(nn.Module):
 
     def num_params(self):
         """Number of parameters. The tied LM head counts once. Embeddings of positions
-        and of k-mers do not count, because they take part in no matrix product."""
-        looked_up = [name for name in ("wpe", "kmers") if name in self.transformer]
-        return sum(p.numel() for p in self.parameters()) \
-            - sum(self.transformer[name].weight.numel() for name in looked_up)
+        and of places do not count, because they take part in no matrix product."""
+        return sum(p.numel() for name, p in self.named_parameters()
+                   if not name.endswith(("wpe.weight", "places.weight")))
 
     def flops_per_token(self, T):
         """FLOPs to train on one token in rows of T tokens: 6 per parameter, plus
@@ -211,9 +195,8 @@ class GPT(nn.Module):
         # padding has a position beyond the context; clamp it: nothing attends to padding
         positions = self.transformer.wpe(position.clamp(max=self.config.block_size - 1))
         x = self.transformer.wte(idx) + positions
-        if self.config.kmer:
-            before = (cache or Cache()).append_ids(idx, position, self.config.kmer - 1)
-            x = x + self.transformer.kmers(idx, before)
+        if self.config.motifs:
+            x = x + self.transformer.bases(idx, position, cache or Cache())
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         return F.dropout(x, self.config.dropout, self.training)
@@ -443,67 +426,107 @@ def load_checkpoint(path, device="cpu", dropout=0.0):
 # ======================================================================================
 # What DNA tokens are given besides
 
-class KmerEmbedding(nn.Module):
-    """An embedding for each k-mer of DNA; a token is given the sum over the k-mers that
-    end in it.
+class BaseEmbedding(nn.Module):
+    """The bases of each DNA token, and their place.
 
-    BPE cuts the same motif in many ways, by what stands beside it, and each way would
-    have to be learned by itself. A k-mer is the same wherever tokens begin and end. The
-    embeddings start as zeros, so that an untrained network is plain GPT-2.
+    BPE cuts the same motif in many ways, by what stands beside it, and positions count
+    tokens. So a token does not show which motif it ends, nor where. Here each filter
+    looks for a motif of WIDTH bases, and says at each base how well the motif that ends
+    there fits. A token is given the sum over its bases, and an embedding of how many
+    bases are before it. Both count from the start of a run of DNA. A run may go on after
+    one line break, as the DNA of a prompt does. Anything else ends it.
 
-    weight: (4^k + 1, C); the last row stands for "no k-mer" and stays zero
-    length: (V,) a token's bases, 0 if it is not spelled in A, C, G, T alone
-    code: (V, LONGEST) of each token, its first 1, 2, ... bases as numbers in base 4
+        tokens          GATT    \\n      ACA     .       CCG
+        bases before    0       -       4       -       0
+        a filter sees   G       -       GATTA   -       C
+        (up to its      GA              GATTAC          CC
+        last 11 bases)  GAT             GATTACA         CCG
+                        GATT
     """
-    # Only the last 16 bases of a longer token are used (such tokens are few), as if they
-    # followed the token before it: k - 1 of its k-mers are then not in the DNA.
-    LONGEST = 16
+    WIDTH = 11          # bases that a filter sees
+    ENDS = 8            # filters end at a token's last 8 bases; few tokens have more
+    SEEN = WIDTH + ENDS - 1         # so the filters of a token see so many bases
+    LONGEST = 24        # a longer token counts as its last 24 bases
+    PLACES = 512        # all places from 511 on are one
 
     def __init__(self, config):
         super().__init__()
-        self.k = config.kmer
-        self.weight = nn.Parameter(torch.zeros(4 ** self.k + 1, config.n_embd))
+        self.dropout = config.dropout
+        self.filters = nn.Linear(4 * self.WIDTH, config.motifs)
+        self.c_proj = nn.Linear(config.motifs, config.n_embd, bias=False)
+        self.places = nn.Embedding(self.PLACES, config.n_embd)
+        # of each token: how many bases, and which (0 to 3, then 4 where there is none);
+        # no bases if it is not spelled in A, C, G, T alone
         self.register_buffer("length", torch.zeros(config.vocab_size, dtype=torch.long))
-        self.register_buffer("code", torch.zeros(config.vocab_size, self.LONGEST,
-                                                 dtype=torch.long))
+        self.register_buffer("spelling", torch.full((config.vocab_size, self.LONGEST), 4))
+        self.register_buffer("line_break", torch.tensor(-1))
+        other = torch.zeros(self.WIDTH, 1)
+        other[-1] = -1e4
+        self.register_buffer("other", other, persistent=False)
 
-    def read_vocab(self, vocab):
-        """vocab: {token: id}. Until it has been read, no token is DNA."""
+    def read_vocab(self, vocab, line_break):
+        """vocab: {token: id}; line_break: the id of a line break. Until this has been
+        called, no token is DNA."""
+        self.line_break.fill_(line_break)
         for token, i in vocab.items():
             bases = token[-self.LONGEST:]
             if token and set(token) <= set("ACGT"):
                 self.length[i] = len(bases)
-                digits = bases.translate(str.maketrans("ACGT", "0123"))
-                for j in range(len(bases)):
-                    self.code[i, j] = int(digits[:j + 1], 4)
+                self.spelling[i, :len(bases)] = torch.tensor(["ACGT".index(b) for b in bases])
 
-    def forward(self, idx, before):
+    def forward(self, idx, position, cache):
         """
-        idx: (B, T) token ids
-        before: (B, k - 1) the ids before them, -1 where there are none
+        idx: (B, T) token ids; position: (B or 1, T) their positions
+        cache: of the tokens before them, whose run of DNA may go on
         -> (B, T, C)
         """
-        # each token's bases, and its last k - 1 as a number
-        ids, T = torch.cat([before, idx], dim=1), idx.size(1)
-        lengths = self.length[ids] * (ids >= 0)                         # (B, k - 1 + T)
-        endings = self.code[ids, lengths - 1] % 4 ** (self.k - 1)
+        B, T = idx.shape
+        n = self.length[idx]                                                # (B, T)
+        if cache.dna is None:
+            # the last bases of the run, how many it has, whether it ends in a DNA token
+            last = n.new_full((1, self.SEEN), 4), n.new_zeros(1, 1), n.new_zeros(1, 1)
+        else:
+            last = cache.dna
+        bases, run, after_dna = (part.expand(B, -1) for part in last)
 
-        # past: the bases before each token as a number; known: how many of them. Go back
-        # token by token until one is not DNA; k - 1 tokens are enough
-        known = past = torch.zeros_like(idx)                                # (B, T)
-        unbroken = torch.ones_like(idx, dtype=torch.bool)
-        for back in range(1, self.k):
-            earlier = slice(self.k - 1 - back, self.k - 1 - back + T)
-            unbroken = unbroken & (lengths[:, earlier] > 0)
-            past = past + unbroken * endings[:, earlier] * 4 ** known
-            known = (known + unbroken * lengths[:, earlier]).clamp(max=self.k - 1)
+        # a run begins after a token that is not part of one
+        is_dna = n > 0
+        after_dna = torch.cat([after_dna, is_dna.long()], dim=1)            # (B, 1 + T)
+        goes_on = is_dna | (idx == self.line_break) & (after_dna[:, :-1] > 0)
+        end = n.cumsum(dim=1)                   # bases up to the end of each token
+        start = torch.where(goes_on, -run, end).cummax(dim=1).values
+        run = end - start                       # bases of the run up to there
 
-        # the k-mer that ends at each base of each token
-        j = torch.arange(1, self.LONGEST + 1, device=idx.device)
-        kmers = (past % 4 ** (self.k - 1))[..., None] * 4 ** j + self.code[idx]
-        is_kmer = (j <= self.length[idx][..., None]) & (known[..., None] + j >= self.k)
-        # (B, T, LONGEST)
-        kmers = (kmers % 4 ** self.k).masked_fill(~is_kmer, 4 ** self.k)
-        x = F.embedding_bag(kmers.flatten(0, 1), self.weight, mode="sum",
-                            padding_idx=4 ** self.k)
-        return x.view(*idx.shape, -1)
+        # the bases in a row. Those that are none go to the end, where nobody looks
+        j = torch.arange(self.LONGEST, device=idx.device)
+        at = (self.SEEN + end - n)[..., None] + j                   # (B, T, LONGEST)
+        nowhere = self.SEEN + T * self.LONGEST
+        at = torch.where(j < n[..., None], at, nowhere).flatten(1)
+        row = F.pad(bases, (0, T * self.LONGEST + 1), value=4)
+        row = row.scatter(1, at, self.spelling[idx].flatten(1))
+
+        # what the filters of a token see, up to its end: none before the run's start
+        back = torch.arange(self.SEEN, 0, -1, device=idx.device)
+        seen = row.gather(1, (self.SEEN + end[..., None] - back).flatten(1))
+        seen = torch.where(back <= run[..., None], seen.view(B, T, -1), 4)
+
+        # how well each filter fits at each base: the filters, shifted base by base, are
+        # one matrix. A filter that ends at a base of another token gets FAR below zero
+        w = self.filters.weight.view(-1, self.WIDTH, 4)
+        w = torch.cat([w, self.other.expand(len(w), -1, -1)], dim=2).flatten(1)
+        shifted = torch.cat([F.pad(w, (5 * i, 5 * (self.ENDS - 1 - i)))
+                             for i in range(self.ENDS)])
+        one_hot = F.one_hot(seen, 5)[..., :4]
+        one_hot = torch.cat([one_hot, (back > n[..., None])[..., None]], dim=3).flatten(2)
+        fit = F.linear(one_hot.to(w.dtype), shifted, self.filters.bias.repeat(self.ENDS))
+        # twice ReLU(fit): torch.compile is twice as fast at this, as it stores no mask
+        motifs = sum((fit + fit.abs()).chunk(self.ENDS, dim=2))
+        motifs = F.dropout(motifs, self.dropout, self.training)
+
+        if not cache.frozen:
+            # of the last token of each row that is no padding
+            t = (position != cache.PADDING).sum(dim=1, keepdim=True).expand(B, 1) - 1
+            cache.dna = (seen[torch.arange(B, device=idx.device), t[:, 0]],
+                         run.gather(1, t), after_dna.gather(1, t + 1))
+        places = self.places((run - n).clamp(max=self.PLACES - 1)) * is_dna[..., None]
+        return self.c_proj(motifs) + places

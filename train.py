@@ -64,7 +64,7 @@ class TrainConfig(RunConfig):
     n_head: int = 4                 # attention heads per block
     n_embd: int = 128               # channels
     block_size: int = 160           # context length, in tokens
-    kmer: int = 0                   # length of k-mers with embeddings; 0: plain GPT-2
+    motifs: int = 0                 # filters over the bases of DNA; 0: plain GPT-2
     gradient_accumulation_steps: int = 1    # micro-batches per step, over all processes
     max_steps: int = 300            # steps of the optimizer
     optimizer: str = "muon"         # muon (blocks' matrices; AdamW for others) or adamw
@@ -503,9 +503,9 @@ def new_model(cfg, tok, machine, vocab_size=0):
     """-> a model of random weights for the ids of a tokenizer, or for so many ids"""
     torch.manual_seed(cfg.seed)
     model = GPT(GPTConfig(vocab_size or len(tok), cfg.block_size, cfg.n_layer,
-                          cfg.n_head, cfg.n_embd, cfg.dropout, cfg.kmer))
-    if cfg.kmer:
-        model.transformer.kmers.read_vocab(tok.vocab)
+                          cfg.n_head, cfg.n_embd, cfg.dropout, cfg.motifs))
+    if cfg.motifs:
+        model.transformer.bases.read_vocab(tok.vocab, tok.encode("\n")[0])
     return model.to(machine.device)
 
 
