@@ -50,7 +50,7 @@ class Cache:
     def __init__(self):
         self.layers = {}            # layer -> (keys, values), each (B or 1, H, S, D)
         self.position = None        # (B or 1, S)
-        self.dna = None             # what BaseEmbedding needs of these tokens
+        self.ids = None             # (B or 1, S), -1 for padding
         self.frozen = False
 
     @property
@@ -58,18 +58,20 @@ class Cache:
         """S, how many tokens are cached"""
         return 0 if self.position is None else self.position.size(1)
 
-    def append_positions(self, position):
-        """Append the positions (B or 1, T) of new tokens.
+    def append(self, idx, position):
+        """Append new tokens, idx (B, T), at their positions (B or 1, T).
 
-        -> which of the S keys, new ones included, each new token attends to: bool
-        (B or 1, 1, T, S)
+        -> the ids of all tokens (B, S), -1 for padding; and which of the S keys each new
+        token attends to, bool (B or 1, 1, T, S)
         """
+        ids = idx.masked_fill(position == self.PADDING, -1)
         keys = position
         if self.position is not None:
+            ids = torch.cat([self.ids.expand(len(ids), -1), ids], dim=1)
             keys = torch.cat([self.position.expand(len(position), -1), position], dim=1)
         if not self.frozen:
-            self.position = keys
-        return keys[:, None, None, :] <= position[:, None, :, None]
+            self.ids, self.position = ids, keys
+        return ids, keys[:, None, None, :] <= position[:, None, :, None]
 
     def extend(self, layer, k, v):
         """Append the k, v (B, H, T, D) of a layer's new tokens.
@@ -189,14 +191,15 @@ class GPT(nn.Module):
         c = self.config
         return 6 * self.num_params() + 12 * c.n_layer * c.n_embd * T
 
-    def embed(self, idx, position, cache=None):
-        """-> (B, T, C). Under autocast the residual stream uses the autocast dtype,
-        which halves its memory."""
+    def embed(self, idx, position, ids):
+        """ids: (B, S) the cached ids and the new ones, idx
+        -> (B, T, C). Under autocast the residual stream uses the autocast dtype, which
+        halves its memory."""
         # padding has a position beyond the context; clamp it: nothing attends to padding
         positions = self.transformer.wpe(position.clamp(max=self.config.block_size - 1))
         x = self.transformer.wte(idx) + positions
         if self.config.motifs:
-            x = x + self.transformer.bases(idx, position, cache or Cache())
+            x = x + self.transformer.bases(ids, idx.size(1))
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         return F.dropout(x, self.config.dropout, self.training)
@@ -217,8 +220,8 @@ class GPT(nn.Module):
                              f"block_size={self.config.block_size}")
         if position is None:
             position = torch.arange(P, P + T, device=idx.device)[None]
-        mask = None if cache is None else cache.append_positions(position)
-        x = self.embed(idx, position, cache)
+        ids, mask = (idx, None) if cache is None else cache.append(idx, position)
+        x = self.embed(idx, position, ids)
         for block in self.transformer.h:
             x = block(x, mask, cache)
         return self.transformer.ln_f(x)
@@ -413,6 +416,9 @@ def load_checkpoint(path, device="cpu", dropout=0.0):
         raise ValueError(f"{path}: not a complete checkpoint ({type(e).__name__}): "
                          "was it cut short in copying?") from None
     try:
+        if state["model_config"].pop("kmer", 0):
+            raise ValueError(f"{path}: a model with k-mers: ae9d0bb is the last commit "
+                             "that reads it")
         model = GPT(GPTConfig(**state["model_config"] | {"dropout": dropout}))
         # a tensor too few or too many is an error, so no part of a network gets lost
         model.load_state_dict(state["model"], strict=True)
@@ -427,27 +433,27 @@ def load_checkpoint(path, device="cpu", dropout=0.0):
 # What DNA tokens are given besides
 
 class BaseEmbedding(nn.Module):
-    """The bases of each DNA token, and their place.
+    """The bases of a DNA token, and its place.
 
     BPE cuts the same motif in many ways, by what stands beside it, and positions count
-    tokens. So a token does not show which motif it ends, nor where. Here each filter
-    looks for a motif of WIDTH bases, and says at each base how well the motif that ends
-    there fits. A token is given the sum over its bases, and an embedding of how many
-    bases are before it. Both count from the start of a run of DNA. A run may go on after
-    one line break, as the DNA of a prompt does. Anything else ends it.
+    tokens. So a token tells neither which motif ends in it nor where. Here a bank of
+    filters, each for a motif of up to WIDTH bases, reads the run of DNA up to each base
+    of the token. The token is given the sum over its bases, and an embedding of its
+    place, the number of bases before it. A single line break is part of a run, because
+    the DNA of a prompt has one in its middle. Any other token ends the run.
 
-        tokens          GATT    \\n      ACA     .       CCG
-        bases before    0       -       4       -       0
-        a filter sees   G       -       GATTA   -       C
-        (up to its      GA              GATTAC          CC
-        last 11 bases)  GAT             GATTACA         CCG
-                        GATT
+        token                   GATT       \\n    ACA              CC
+        place                   0          -     4                7
+        what the filters read   G          -     GATTA            GATTACAC
+                                GA               GATTAC           GATTACACC
+                                GAT              GATTACA
+                                GATT
     """
-    WIDTH = 11          # bases that a filter sees
-    ENDS = 8            # filters end at a token's last 8 bases; few tokens have more
-    SEEN = WIDTH + ENDS - 1         # so the filters of a token see so many bases
+    WIDTH = 11          # bases that a filter reads
+    ENDS = 8            # filters end at the last 8 bases of a token, if it has more
+    READ = WIDTH + ENDS - 1         # so a token needs so many bases up to its end
     LONGEST = 24        # a longer token counts as its last 24 bases
-    PLACES = 512        # all places from 511 on are one
+    PLACES = 512        # places from 511 on have the same embedding
 
     def __init__(self, config):
         super().__init__()
@@ -455,78 +461,59 @@ class BaseEmbedding(nn.Module):
         self.filters = nn.Linear(4 * self.WIDTH, config.motifs)
         self.c_proj = nn.Linear(config.motifs, config.n_embd, bias=False)
         self.places = nn.Embedding(self.PLACES, config.n_embd)
-        # of each token: how many bases, and which (0 to 3, then 4 where there is none);
-        # no bases if it is not spelled in A, C, G, T alone
+        # of each token: how many bases (0 if it is not DNA), and which, 0 to 3
         self.register_buffer("length", torch.zeros(config.vocab_size, dtype=torch.long))
-        self.register_buffer("spelling", torch.full((config.vocab_size, self.LONGEST), 4))
+        self.register_buffer("spelling", torch.zeros(config.vocab_size, self.LONGEST,
+                                                     dtype=torch.long))
         self.register_buffer("line_break", torch.tensor(-1))
-        other = torch.zeros(self.WIDTH, 1)
-        other[-1] = -1e4
-        self.register_buffer("other", other, persistent=False)
 
     def read_vocab(self, vocab, line_break):
-        """vocab: {token: id}; line_break: the id of a line break. Until this has been
-        called, no token is DNA."""
+        """vocab: {token: id}; line_break: the id of a line break. Until they have been
+        read, no token is DNA."""
         self.line_break.fill_(line_break)
         for token, i in vocab.items():
             bases = token[-self.LONGEST:]
             if token and set(token) <= set("ACGT"):
                 self.length[i] = len(bases)
-                self.spelling[i, :len(bases)] = torch.tensor(["ACGT".index(b) for b in bases])
+                self.spelling[i, :len(bases)] = torch.tensor(["ACGT".index(base)
+                                                              for base in bases])
 
-    def forward(self, idx, position, cache):
-        """
-        idx: (B, T) token ids; position: (B or 1, T) their positions
-        cache: of the tokens before them, whose run of DNA may go on
-        -> (B, T, C)
-        """
-        B, T = idx.shape
-        n = self.length[idx]                                                # (B, T)
-        if cache.dna is None:
-            # the last bases of the run, how many it has, whether it ends in a DNA token
-            last = n.new_full((1, self.SEEN), 4), n.new_zeros(1, 1), n.new_zeros(1, 1)
-        else:
-            last = cache.dna
-        bases, run, after_dna = (part.expand(B, -1) for part in last)
+    def forward(self, ids, T):
+        """ids: (B, S) all tokens so far, -1 for padding -> (B, T, C) of the last T"""
+        # the bases of the run up to the end of each token. The first line break after
+        # DNA does not end the run, and the second does
+        n = self.length[ids.clamp(min=0)] * (ids >= 0)                      # (B, S)
+        breaks = (ids == self.line_break).cumsum(dim=1)
+        breaks = breaks - torch.where(n > 0, breaks, 0).cummax(dim=1).values
+        is_run = (n > 0) | (ids < 0) | (ids == self.line_break) & (breaks == 1)
+        end = n.cumsum(dim=1)
+        run = end - torch.where(is_run, 0, end).cummax(dim=1).values
 
-        # a run begins after a token that is not part of one
-        is_dna = n > 0
-        after_dna = torch.cat([after_dna, is_dna.long()], dim=1)            # (B, 1 + T)
-        goes_on = is_dna | (idx == self.line_break) & (after_dna[:, :-1] > 0)
-        end = n.cumsum(dim=1)                   # bases up to the end of each token
-        start = torch.where(goes_on, -run, end).cummax(dim=1).values
-        run = end - start                       # bases of the run up to there
+        # the last bases up to the end of each of the T tokens: in which token each is,
+        # and where in it
+        back = torch.arange(self.READ, 0, -1, device=ids.device)
+        at = end[:, -T:, None] - back                                   # (B, T, READ)
+        token = torch.searchsorted(end, at.flatten(1), right=True)
+        within = at - (end - n).gather(1, token).view(at.shape)
+        read = self.spelling[ids.gather(1, token).view(at.shape), within.clamp(min=0)]
 
-        # the bases in a row. Those that are none go to the end, where nobody looks
-        j = torch.arange(self.LONGEST, device=idx.device)
-        at = (self.SEEN + end - n)[..., None] + j                   # (B, T, LONGEST)
-        nowhere = self.SEEN + T * self.LONGEST
-        at = torch.where(j < n[..., None], at, nowhere).flatten(1)
-        row = F.pad(bases, (0, T * self.LONGEST + 1), value=4)
-        row = row.scatter(1, at, self.spelling[idx].flatten(1))
+        # one-hot: four bases, and whether a base is before the token
+        n, run = n[:, -T:, None], run[:, -T:, None]
+        one_hot = F.one_hot(read, 4) * (back <= run)[..., None]
+        one_hot = torch.cat([one_hot, (back > n)[..., None]], dim=3).flatten(2)
 
-        # what the filters of a token see, up to its end: none before the run's start
-        back = torch.arange(self.SEEN, 0, -1, device=idx.device)
-        seen = row.gather(1, (self.SEEN + end[..., None] - back).flatten(1))
-        seen = torch.where(back <= run[..., None], seen.view(B, T, -1), 4)
-
-        # how well each filter fits at each base: the filters, shifted base by base, are
-        # one matrix. A filter that ends at a base of another token gets FAR below zero
+        # the filters, shifted base by base, as one matrix (ENDS F, 5 READ). A filter that
+        # ends before the token gets -1e4, so that nothing is left of it below
         w = self.filters.weight.view(-1, self.WIDTH, 4)
-        w = torch.cat([w, self.other.expand(len(w), -1, -1)], dim=2).flatten(1)
+        before = w.new_zeros(len(w), self.WIDTH, 1)
+        before[:, -1] = -1e4
+        w = torch.cat([w, before], dim=2).flatten(1)
         shifted = torch.cat([F.pad(w, (5 * i, 5 * (self.ENDS - 1 - i)))
                              for i in range(self.ENDS)])
-        one_hot = F.one_hot(seen, 5)[..., :4]
-        one_hot = torch.cat([one_hot, (back > n[..., None])[..., None]], dim=3).flatten(2)
         fit = F.linear(one_hot.to(w.dtype), shifted, self.filters.bias.repeat(self.ENDS))
-        # twice ReLU(fit): torch.compile is twice as fast at this, as it stores no mask
-        motifs = sum((fit + fit.abs()).chunk(self.ENDS, dim=2))
-        motifs = F.dropout(motifs, self.dropout, self.training)
 
-        if not cache.frozen:
-            # of the last token of each row that is no padding
-            t = (position != cache.PADDING).sum(dim=1, keepdim=True).expand(B, 1) - 1
-            cache.dna = (seen[torch.arange(B, device=idx.device), t[:, 0]],
-                         run.gather(1, t), after_dna.gather(1, t + 1))
-        places = self.places((run - n).clamp(max=self.PLACES - 1)) * is_dna[..., None]
-        return self.c_proj(motifs) + places
+        # twice ReLU(fit); torch.compile is twice as fast at it, as it stores no mask
+        motifs = sum((fit + fit.abs()).chunk(self.ENDS, dim=2))         # (B, T, F)
+        motifs = F.dropout(motifs, self.dropout, self.training)
+        places = self.places((run - n)[..., 0].clamp(max=self.PLACES - 1))
+        return self.c_proj(motifs) + places * (n > 0)

@@ -80,9 +80,9 @@ def measure(name, cfg):
 def main(argv):
     require(importlib.util.find_spec("transformers"),
             "transformers is missing, to compare with: pip install transformers")
-    # the library has no k-mers
+    # the library has no motif filters
     cfg = config.from_command_line(TrainConfig, "train", argv)
-    cfg = replace(cfg, kmer=0, dropout=0.0)
+    cfg = replace(cfg, motifs=0, dropout=0.0)
     seconds = in_turn(measure, MAKERS, ROUNDS, cfg)
     median = {name: statistics.median(times) for name, times in seconds.items()}
     for name in MAKERS:

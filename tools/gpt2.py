@@ -115,7 +115,8 @@ def export_gpt2(source, target):
     the model has what GPT-2 does not have."""
     model, tok, _ = load_model(source)
     c = model.config
-    require(not c.kmer, f"{source}: a model with k-mers, which GPT-2 files cannot hold")
+    require(not c.motifs, f"{source}: a model with motif filters, which GPT-2 files cannot "
+            "hold")
     tensors = {f"transformer.{name}": p.T if name.endswith(CONV1D) else p
                for name, p in model.transformer.named_parameters()}
 
