@@ -459,12 +459,14 @@ def tune(model, tok, examples, max_len, cfg, machine, extra):
 def describe_tuning(train, test, max_len, cfg):
     """-> what checkpoints hold besides the model: fingerprints for --resume; the
     form of the prompts; and for sample.py a question per task, in the words of the
-    test rows"""
-    tasks = {e["task"] for e in train}
+    test rows, with the other wordings that it was tuned on"""
+    wordings = {task: sorted({e["instruction"] for e in examples})
+                for task, examples in by_task(train).items()}
     questions = {e["task"]: {"instruction": e["instruction"], "choices": e["choices"],
                              "is_dna": is_dna(e["input"]),
-                             "either_strand": e.get("either_strand", False)}
-                 for e in train + test if e.get("choices") and e["task"] in tasks}
+                             "either_strand": e.get("either_strand", False),
+                             "wordings": wordings[e["task"]]}
+                 for e in train + test if e.get("choices") and e["task"] in wordings}
     data = json.dumps([max_len, train]).encode()
     tokenizer = os.path.join(cfg.init_from, "tokenizer.json")
     return {"tokenizer_sha256": config.file_sha256(tokenizer),

@@ -91,7 +91,8 @@ def find_question(instruction, questions):
                 return False
         return True
 
-    same = [q for q in questions if q["instruction"] == instruction]
+    same = [q for q in questions
+            if instruction in (q["instruction"], *q.get("wordings", ()))]
     named = [q for q in questions if names_all(q["choices"])]
     return max(same or named, key=lambda q: len(q["choices"]), default=None)
 

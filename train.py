@@ -343,7 +343,8 @@ def wrap_model(model, cfg, machine, flops):
         dtype = str(machine.dtype).removeprefix("torch.")
         print(f"{model.num_params():,} parameters on {machine.device}, {dtype}"
               f"{', compiled' if compiled else ''}")
-    wrapped = torch.compile(model) if compiled else model
+    # the rows of tuning, whose FLOPs are unknown, vary in length
+    wrapped = torch.compile(model, dynamic=None if flops else True) if compiled else model
     if torch.distributed.is_initialized():
         return DistributedDataParallel(wrapped)
     return wrapped
