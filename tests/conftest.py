@@ -29,8 +29,9 @@ test_chat_says_what_is_wrong_and_goes_on
 test_checkpoint_of_a_compiled_model_loads_uncompiled
 test_compiled_runs_are_the_same_twice test_ctrl_c_saves_and_says_how_to_go_on
 test_ctrl_c_stops_all_processes_together test_gpt_lesson test_in_turn
-test_intervals_change_nothing_but_the_log test_kmers_from_pretraining_to_an_answer
-test_it_knows_the_place_of_a_motif test_left_out_tasks_and_baselines test_long_records_are_held_out_too
+test_intervals_change_nothing_but_the_log test_it_knows_the_place_of_a_motif
+test_left_out_tasks_and_baselines test_long_records_are_held_out_too
+test_motifs_from_pretraining_to_an_answer
 test_long_records_come_in_blocks test_memory_of_a_step test_missing_file_is_named
 test_modalities_are_those_of_meta_json test_mutated_files
 test_mutated_input_leaves_no_half_written_folder test_next_after_the_toy_world
@@ -101,6 +102,12 @@ def tiny(tmp_path_factory):
 def small():
     return SMALL
 
+
+# the 28 tasks of GUE, by their folders
+GUE_FOLDERS = [*(f"GUE/prom/prom_{size}_{part}" for size in ("core", "300") for part in ("all", "notata", "tata")),
+               "GUE/splice/reconstructed", *(f"GUE/{species}/{i}" for species in ("mouse", "tf") for i in range(5)),
+               *(f"GUE/EMP/{mark}" for mark in "H3 H3K14ac H3K36me3 H3K4me1 H3K4me2 H3K4me3 H3K79me3 H3K9ac H4 "
+                 "H4ac".split()), "GUE/virus/covid"]
 
 LETTERS = [{"task": "letters", "instruction": "Which letter?", "input": "a" * n,
             "output": "yes" if n % 2 else "no"} for n in range(1, 41)]

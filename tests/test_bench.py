@@ -152,7 +152,7 @@ def test_step_computes_what_training_does(toy, tmp_path, monkeypatch):
     """The weights after the bench's steps are those of a run of train.py."""
     monkeypatch.setattr(step, "WARMUP", 1)
     monkeypatch.setattr(step, "STEPS", 5)
-    args = merge(*SMALL, f"--data_dir={toy}/data", "--max_steps=6", "--grad_clip=0.5", "--kmer=3",
+    args = merge(*SMALL, f"--data_dir={toy}/data", "--max_steps=6", "--grad_clip=0.5", "--motifs=8",
                  "--gradient_accumulation_steps=2")
     train.main([*args, f"--out_dir={tmp_path}/out"])
     model = step.bench(config.from_command_line(step.StepConfig, "train", args))

@@ -121,10 +121,10 @@ def test_what_a_folder_lacks_is_named(files, tmp_path):
     assert not os.path.exists(tmp_path / "back")
 
 
-def test_kmers_cannot_be_exported(tmp_path):
-    model_folder(tmp_path / "kmers", kmer=3)
-    with pytest.raises(ValueError, match="kmers: a model with k-mers, which GPT-2 files cannot hold"):
-        gpt2.main([str(tmp_path / "kmers"), str(tmp_path / "files")])
+def test_motifs_cannot_be_exported(tmp_path):
+    model_folder(tmp_path / "motifs", motifs=3)
+    with pytest.raises(ValueError, match="motifs: a model with motif filters, which GPT-2 files cannot hold"):
+        gpt2.main([str(tmp_path / "motifs"), str(tmp_path / "files")])
     assert not os.path.exists(tmp_path / "files")
 
 

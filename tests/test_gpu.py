@@ -62,14 +62,14 @@ class Meta(Machine):
         return contextlib.nullcontext()
 
 
-@pytest.mark.parametrize("optimizer, kmer", [("muon", 0), ("adamw", 0), ("muon", 3)])
+@pytest.mark.parametrize("optimizer, motifs", [("muon", 0), ("adamw", 0), ("muon", 8)])
 @pytest.mark.parametrize("name", BATCHES)
-def test_a_step_never_waits_for_the_device(name, optimizer, kmer, monkeypatch):
+def test_a_step_never_waits_for_the_device(name, optimizer, motifs, monkeypatch):
     """Tensors of the device meta have no data: reading a number off one (item, tolist) or asking how
     many are not zero raises, and so would whatever makes a program wait for its GPU."""
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: False)       # meta has none
     machine, cfg = Meta(torch.device("meta"), torch.float32), TrainConfig(optimizer=optimizer)
-    model = GPT(replace(SMALL, kmer=kmer)).to("meta")
+    model = GPT(replace(SMALL, motifs=motifs)).to("meta")
     optimizers = train.make_optimizers(model, cfg, machine)
     for _ in range(2):
         forward_backward(model, [BATCHES[name]] * 2, machine)
@@ -81,21 +81,22 @@ def test_a_step_never_waits_for_the_device(name, optimizer, kmer, monkeypatch):
             reads()
 
 
-def test_scoring_waits_only_for_its_results(monkeypatch):
+@pytest.mark.parametrize("motifs", [0, 8])
+def test_scoring_waits_only_for_its_results(motifs, monkeypatch):
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: False)
-    model = GPT(SMALL).to("meta")
+    model = GPT(replace(SMALL, motifs=motifs)).to("meta")
     nats, greedy = model.log_likelihoods([[1, 2, 3], [1, 2, 4, 5]], [[7, 0], [8, 9, 0], [8]])
     assert nats.shape == greedy.shape == (2, 3) and nats.is_meta
 
 
 # -- one graph, few compilations
 
-@pytest.mark.parametrize("kmer", [0, 3])
+@pytest.mark.parametrize("motifs", [0, 8])
 @pytest.mark.parametrize("name", BATCHES)
-def test_a_step_is_one_graph(name, kmer):
+def test_a_step_is_one_graph(name, motifs):
     torch._dynamo.reset()
     with torch.autocast("cpu", torch.bfloat16):
-        report = torch._dynamo.explain(GPT(replace(SMALL, kmer=kmer)))(*BATCHES[name])
+        report = torch._dynamo.explain(GPT(replace(SMALL, motifs=motifs)))(*BATCHES[name])
     assert (report.graph_count, report.graph_break_count) == (1, 0), report.break_reasons
 
 
@@ -134,9 +135,10 @@ def test_a_residual_stream_in_bfloat16():
     """Half the memory traffic, and the gradient of float32"""
     torch.manual_seed(0)
     model = GPT(GPTConfig(vocab_size=61, block_size=64, n_layer=12, n_head=2, n_embd=64))
+    ids = tokens(2, 8)
     with torch.autocast("cpu", torch.bfloat16):
-        assert model.embed(tokens(2, 8), torch.arange(8)).dtype == torch.bfloat16
-    assert model.embed(tokens(2, 8), torch.arange(8)).dtype == torch.float32
+        assert model.embed(ids, torch.arange(8), ids).dtype == torch.bfloat16
+    assert model.embed(ids, torch.arange(8), ids).dtype == torch.float32
     exact, expected = flat_gradients(model, pretraining(8), autocast=False)
     loss, gradient = flat_gradients(model, pretraining(8))
     assert loss == pytest.approx(exact, rel=1e-3)

@@ -1,7 +1,8 @@
 """The network: against arithmetic done by hand and by numpy, and against `transformers`."""
 import math
 import os
-from dataclasses import asdict
+import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,112 +12,181 @@ from torch.nn import functional as F
 import model as model_module
 from bpe import Tokenizer
 from config import replacing
-from model import GPT, Cache, GPTConfig, choose, common_prefix, load_checkpoint, save_checkpoint
+from conftest import GUE_FOLDERS, example, random_dna
+from dna.tasks import alpaca_prompt, describe, fold, wordings
+from instruct import encode_prompts
+from model import (GPT, BaseEmbedding, Cache, GPTConfig, choose, common_prefix, load_checkpoint,
+                   save_checkpoint)
 from train import load_model
 
 SMALL = GPTConfig(vocab_size=61, block_size=32, n_layer=2, n_head=2, n_embd=16)
 
 
-@pytest.fixture
-def gpt():
+# DNA of one to thirty bases, a line break, two of them, and what is no DNA, in no order
+NAMES = list(dict.fromkeys([
+    *"xACGT\n", "GATT", "ACA", "CC", "TTGACGTCA", "GATTACAGAT" * 3, "\n\n", " ", "<|endoftext|>",
+    *(a + b + c for a in "ACG" for b in "ACGT" for c in "ACGT")]))
+VOCAB = {name: i for i, name in enumerate(NAMES)}
+
+
+def make_gpt(**more):
     torch.manual_seed(0)
-    gpt = GPT(SMALL)
+    gpt = GPT(replace(SMALL, **more))
+    if gpt.config.motifs:
+        gpt.transformer.bases.read_vocab(VOCAB, VOCAB["\n"])
     with torch.no_grad():       # away from the zeros and ones that it starts from
         for p in gpt.parameters():
             p.add_(0.1 * torch.randn_like(p))
     return gpt.eval()
 
 
+@pytest.fixture
+def gpt():
+    return make_gpt()
+
+
+@pytest.fixture(params=[0, 5], ids=["plain", "motifs"])
+def each_gpt(request):
+    """A plain GPT-2, and one with motif filters to whom most tokens are DNA"""
+    return make_gpt(motifs=request.param)
+
+
 def tokens(*shape):
     return torch.randint(61, shape, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.fixture
-def kmer_gpt():
-    """A network with 3-mers, whose tokens 1 to 9 are DNA, from one to twenty bases long, and its
-    vocabulary"""
-    torch.manual_seed(0)
-    vocab = {token: i for i, token in enumerate(
-        "x A C G T AC GT TTA ACGTA CATGCATTCAGGCATACCAT CAT.".split())}
-    gpt = GPT(GPTConfig(**asdict(SMALL) | {"kmer": 3}))
-    gpt.transformer.kmers.read_vocab(vocab)
+# -- what DNA tokens are given besides
+
+def spelled(*names):
+    return torch.tensor([[VOCAB[name] for name in names]])
+
+
+def reader():
+    """-> a BaseEmbedding that tells what it reads: it adds up the one-hot windows (11 x 4) of all its
+    filters, and the place is a number beside them"""
+    config = GPTConfig(vocab_size=61, n_embd=45, motifs=44)
+    bases = BaseEmbedding(config)
+    bases.read_vocab(VOCAB, VOCAB["\n"])
     with torch.no_grad():
-        gpt.transformer.kmers.weight[:-1].normal_()
-    return gpt.eval(), vocab
+        for p in bases.parameters():
+            p.zero_()
+        bases.filters.weight.copy_(torch.eye(44))
+        bases.c_proj.weight[:44] = torch.eye(44) / 2
+        bases.places.weight[:, 44] = torch.arange(512)
+    return bases
 
 
-# -- k-mers
-
-def test_a_token_gets_the_kmers_that_end_in_it(kmer_gpt):
-    """Wherever tokens begin and end; not across what is no DNA; of a long token the last 16 bases"""
-    gpt, vocab = kmer_gpt
-    kmers, names = gpt.transformer.kmers, list(vocab)
-    ids = torch.randint(11, (4, 30), generator=torch.Generator().manual_seed(3))
-    embedded = kmers(ids, torch.full((4, 2), -1))
-    for row, x in zip(ids.tolist(), embedded):
-        text = ""
-        for i, value in zip(row, x):
-            expected = torch.zeros(SMALL.n_embd)
-            is_dna = set(names[i]) <= set("ACGT")
-            for base in names[i][-16:] if is_dna else "":
-                text += base
-                if len(text) >= 3:
-                    expected += kmers.weight[int(text[-3:].translate(str.maketrans("ACGT", "0123")), 4)]
-            text = text if is_dna else ""
-            torch.testing.assert_close(value, expected)
-    # the ids before count too
-    torch.testing.assert_close(kmers(ids[:, 2:], ids[:, :2])[:, 2:], embedded[:, 4:])
+def windows(*texts):
+    """-> the sum of the one-hot windows that end with these texts, as reader() gives it"""
+    one_hot = [0.0] * 44
+    for text in texts:
+        for i, base in enumerate(text, start=11 - len(text)):
+            one_hot[4 * i + "ACGT".index(base)] += 1
+    return one_hot
 
 
-def test_kmers_begin_at_nothing():
-    """A new network with k-mers is the plain one of the same seed, until it is trained."""
-    torch.manual_seed(0)
-    plain = GPT(SMALL)
-    torch.manual_seed(0)
-    other = GPT(GPTConfig(**asdict(SMALL) | {"kmer": 3}))
-    other.transformer.kmers.read_vocab({"ACGT": 5, "CC": 6})
-    idx = torch.tensor([[5, 6, 5, 1, 5]])
-    assert torch.equal(plain(idx)[0], other(idx)[0])
-    assert other.num_params() == plain.num_params()
-    other(idx, idx)[1].backward()
-    # ACGT CC ACGT: the 3-mers ACG, CGT, GTC, TCC, CCA, CAC
-    grad = other.transformer.kmers.weight.grad.abs().sum(dim=1)
-    assert grad.nonzero()[:, 0].tolist() == [0 * 16 + 6, 17, 20, 27, 45, 53]
+def test_the_example_of_the_docstring():
+    """GATT ACA CC, over two lines"""
+    gatt, line_break, aca, cc = reader()(spelled("GATT", "\n", "ACA", "CC"), 4)[0].tolist()
+    assert gatt == windows("G", "GA", "GAT", "GATT") + [0]
+    assert line_break == [0] * 45
+    assert aca == windows("GATTA", "GATTAC", "GATTACA") + [4]
+    assert cc == windows("GATTACAC", "GATTACACC") + [7]
 
 
-def test_kmers_on_a_cache(kmer_gpt):
-    """Rows of different lengths, a shared prefix, DNA that goes on over its edge: all as one row"""
-    gpt = kmer_gpt[0]
-    ids = torch.randint(1, 10, (40,), generator=torch.Generator().manual_seed(4)).tolist()
-    whole = gpt(torch.tensor([ids[:30]]))[0]
-    cache = Cache()
-    parts = [gpt.hidden(torch.tensor([part]), cache=cache) for part in (ids[:11], ids[11:12], ids[12:30])]
-    torch.testing.assert_close(gpt.lm_head(torch.cat(parts, dim=1)), whole)
-
-    prompts, choices = [ids[:9], ids[:14], ids[:3] + ids[20:24]], [[5, 6, 0], ids[3:6]]
-    for prompt, row in zip(prompts, gpt.log_likelihoods(prompts, choices)[0]):
-        for choice, nats in zip(choices, row):
-            log_p = gpt(torch.tensor([prompt + choice]))[0][0, len(prompt) - 1:-1].log_softmax(-1)
-            assert nats.item() == pytest.approx(log_p.gather(1, torch.tensor(choice)[:, None]).sum().item(), abs=1e-4)
-
-    idx, targets = torch.tensor([ids[5:15], ids[25:35]]), torch.tensor([ids[6:16], ids[26:36]])
-    prefix = torch.tensor(ids[:5])
-    rows = torch.cat([prefix.expand(2, -1), idx], dim=1)
-    masked = torch.cat([torch.full((2, 5), -1), targets], dim=1)
-    torch.testing.assert_close(gpt(idx, targets, prefix)[1], gpt(rows, masked)[1])
-    assert list(gpt.generate(ids[:6], 20, temperature=0)) == list(gpt.generate(ids[:6], 20, top_k=1))
+def test_long_tokens():
+    """A filter reads 11 bases and ends at one of a token's last 8; a token counts as 24 bases at most,
+    and from place 511 on all places are alike."""
+    long = "GATTACAGAT" * 3
+    last8 = [long[:end][-11:] for end in range(23, 31)]
+    first, second, third = reader()(spelled(long, "CC", "TTGACGTCA"), 3)[0].tolist()
+    assert first == windows(*last8) + [0]
+    assert second == windows(long[-10:] + "C", long[-9:] + "CC") + [24]
+    text = long + "CCTTGACGTCA"
+    assert third == windows(*(text[:end][-11:] for end in range(34, 42))) + [26]
+    places = reader()(spelled(*[long] * 24), 24)[0, :, 44].tolist()
+    assert places == [min(24 * i, 511) for i in range(24)]
 
 
-def test_kmers_in_files(tmp_path):
-    tok = Tokenizer.train(["ACGTACGTAACCGGTT" * 9, "a cat"], 300)
-    gpt = GPT(GPTConfig(len(tok), 32, 1, 1, 8, kmer=4))
-    gpt.transformer.kmers.read_vocab(tok.vocab)
-    with torch.no_grad():
-        gpt.transformer.kmers.weight[:-1].normal_()
-    idx = torch.tensor([tok.encode("a cat ACGTACGTAACCGGTTACGT")])
-    save_checkpoint(tmp_path / "best.pt", gpt)
-    again = load_checkpoint(tmp_path / "best.pt")[0]
-    assert again.config.kmer == 4 and torch.equal(again(idx)[0], gpt(idx)[0])
+@pytest.mark.parametrize("between", [["x"], [" "], ["<|endoftext|>"], ["\n\n"], ["\n", "\n"], ["x", "\n"],
+                                     ["\n", "x"], ["\n", " ", "\n"]])
+def test_dna_starts_anew(between):
+    """After all that is neither DNA nor the one line break in its middle"""
+    x = reader()(spelled("GATT", "\n", "ACA", *between, "ACA", "\n", "CC"), 3 + len(between) + 3)[0]
+    assert not x[3:-3].any()
+    assert torch.equal(x[-3:], reader()(spelled("ACA", "\n", "CC"), 3)[0])
+
+
+def base_by_base(bases, ids):
+    """BaseEmbedding by its docstring, for one row of ids"""
+    rows, run, after_dna = [], "", False
+    for name in (NAMES[i] for i in ids):
+        if not set(name) <= set("ACGT"):
+            run = run if name == "\n" and after_dna else ""
+            after_dna = False
+            rows.append(torch.zeros(16))
+            continue
+        name, before, after_dna = name[-24:], len(run), True
+        run += name
+        motifs = 0
+        for end in range(max(before, len(run) - 8) + 1, len(run) + 1):
+            one_hot = torch.tensor(windows(run[max(0, end - 11):end]))
+            motifs += 2 * F.relu(bases.filters(one_hot))
+        rows.append(bases.c_proj(motifs) + bases.places.weight[min(before, 511)])
+    return torch.stack(rows)
+
+
+def test_bases_equal_a_loop_over_them():
+    """Also of the last tokens only, with padding before or between them"""
+    bases, rng = make_gpt(motifs=5).transformer.bases, random.Random(0)
+    weights = [1, 3, 3, 3, 3, 9, *[3] * 5, 1, 1, 1, *[1] * 47]
+    for _ in range(12):
+        ids = rng.choices(range(61), weights, k=24)
+        expected = base_by_base(bases, ids)
+        torch.testing.assert_close(bases(torch.tensor([ids]), 24)[0], expected)
+        k = rng.randrange(1, 23)
+        padded = torch.tensor([[-1] * 2 + ids[:k] + [-1] * 3 + ids[k:]])
+        torch.testing.assert_close(bases(padded, 24 - k)[0], expected[k:])
+
+
+GUE_TOKENIZER = Tokenizer.train([random_dna(3000), "promoter TATA CAT, what is it?\n\n### Input:\n" * 9], 400)
+
+
+@pytest.mark.parametrize("folder", GUE_FOLDERS)
+def test_dna_is_the_same_under_every_wording(folder):
+    """Whatever the instruction, the bases of the input have the same embedding."""
+    tok, dna = GUE_TOKENIZER, random_dna(101, seed=5)
+    gpt = GPT(replace(SMALL, vocab_size=len(tok), motifs=5))
+    gpt.transformer.bases.read_vocab(tok.vocab, tok.encode("\n")[0])
+    known, unseen = wordings(describe(folder, "", []))
+    examples = [example(instruction, dna) for instruction in known + unseen]
+    prompts = [prompt.tolist() for prompt in encode_prompts(tok, examples, 10_000)[0]]
+    whole = tok.encode_batch([alpaca_prompt(e["instruction"], dna) for e in examples])
+    assert prompts == [ids.tolist() for ids in whole]
+
+    # the input, and what follows it, are the last tokens of each prompt
+    dna_ids, after = tok.encode(fold(dna)), tok.encode("\n\n### Response:\n")
+    T = len(dna_ids) + len(after)
+    assert all(prompt[-T:] == dna_ids + after for prompt in prompts)
+    longest = max(map(len, prompts))
+    rows = torch.tensor([[-1] * (longest - len(prompt)) + prompt for prompt in prompts])
+    embedded = gpt.transformer.bases(rows, T)
+    expected = gpt.transformer.bases(torch.tensor([dna_ids + after]), T)
+    torch.testing.assert_close(embedded, expected.expand_as(embedded))
+    assert expected[0, :len(dna_ids)].any(dim=1).sum() == len(dna_ids) - 1      # but for the line break
+
+
+def test_without_motifs_it_is_gpt2(gpt):
+    """No parameter more, and the same logits to the bit as where no token is DNA"""
+    assert not [name for name in gpt.state_dict() if "bases" in name]
+    other = GPT(replace(SMALL, motifs=5)).eval()
+    missing, unexpected = other.load_state_dict(gpt.state_dict(), strict=False)
+    assert not unexpected and all(name.startswith("transformer.bases.") for name in missing)
+    assert torch.equal(other(tokens(2, 32))[0], gpt(tokens(2, 32))[0])
+    other.transformer.bases.read_vocab(VOCAB, VOCAB["\n"])
+    assert not torch.equal(other(tokens(2, 32))[0], gpt(tokens(2, 32))[0])
+    no_dna = spelled("x", "\n", " ", "<|endoftext|>", "x")
+    assert torch.equal(other(no_dna)[0], gpt(no_dna)[0])
 
 
 # -- exactness
@@ -189,9 +259,9 @@ def test_gelu_by_sigmoid(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_causal(gpt, dtype):
+def test_causal(each_gpt, dtype):
     """Changing token t changes no logits before t, and those at t."""
-    gpt, idx = gpt.to(dtype), tokens(1, 32)
+    gpt, idx = each_gpt.to(dtype), tokens(1, 32)
     before = gpt(idx)[0]
     for t in (0, 7, 31):
         other = idx.clone()
@@ -211,8 +281,9 @@ def test_loss_ignores_masked_targets(gpt):
     assert loss.item() == pytest.approx((each[0, :3].sum() + each[1].sum()).item() / 11, rel=1e-5)
 
 
-def test_a_prefix_changes_nothing(gpt):
+def test_a_prefix_changes_nothing(each_gpt):
     """The same loss and gradients as with whole rows, of which the prefix has no targets"""
+    gpt = each_gpt
     idx, targets = tokens(3, 20), tokens(3, 20).flip(1)
     idx[:, :7] = idx[0, :7]
     targets[:, :9] = -1
@@ -241,7 +312,8 @@ def test_the_head_is_computed_only_where_there_is_a_target(gpt, monkeypatch):
 
 
 @pytest.mark.parametrize("prefix", [None, torch.arange(5)])
-def test_nothing_to_learn_gives_no_nan(gpt, prefix):
+def test_nothing_to_learn_gives_no_nan(each_gpt, prefix):
+    gpt = each_gpt
     _, loss = gpt(tokens(2, 8), torch.full((2, 8), -1), prefix)
     loss.backward()
     assert loss.item() == 0
@@ -271,6 +343,8 @@ def test_num_params():
     C = 16
     block = 4 * C + (3 * C * C + 3 * C) + (C * C + C) + (4 * C * C + 4 * C) + (4 * C * C + C)
     assert GPT(SMALL).num_params() == 61 * C + 2 * block + 2 * C
+    filters = 5 * 4 * 11 + 5 + 5 * C        # but not the places, nor how tokens are spelled
+    assert GPT(replace(SMALL, motifs=5)).num_params() == GPT(SMALL).num_params() + filters
 
 
 # -- the cache, scoring and generation
@@ -283,33 +357,41 @@ def test_common_prefix():
 
 def test_mask_by_hand():
     """One cached row of two tokens, then two rows that continue it, the second one padded"""
-    cache = Cache()
-    assert cache.append_positions(torch.tensor([[0, 1]])).int().tolist() == [[[[1, 0], [1, 1]]]]
-    position = torch.tensor([[2, 3], [2, Cache.PADDING]])
-    assert cache.append_positions(position).int().tolist() == [[[[1, 1, 1, 0], [1, 1, 1, 1]]],
-                                                   [[[1, 1, 1, 0], [1, 1, 1, 1]]]]
-    # what comes after the padding does not attend to it
-    assert cache.append_positions(torch.tensor([[4], [3]])).int().tolist() == [[[[1, 1, 1, 1, 1]]],
-                                                                   [[[1, 1, 1, 0, 1]]]]
+    def append(ids, position):
+        ids, mask = cache.append(torch.tensor(ids), torch.tensor(position))
+        return ids.tolist(), mask.int().tolist()
+
+    cache, pad = Cache(), Cache.PADDING
+    assert append([[7, 8]], [[0, 1]]) == ([[7, 8]], [[[[1, 0], [1, 1]]]])
+    assert append([[9, 5], [9, 0]], [[2, 3], [2, pad]]) == (
+        [[7, 8, 9, 5], [7, 8, 9, -1]], [[[[1, 1, 1, 0], [1, 1, 1, 1]]], [[[1, 1, 1, 0], [1, 1, 1, 1]]]])
+    # what comes after the padding does not attend to it, and a frozen cache keeps nothing
+    cache.frozen = True
+    for _ in range(2):
+        assert append([[6], [6]], [[4], [3]]) == (
+            [[7, 8, 9, 5, 6], [7, 8, 9, -1, 6]], [[[[1, 1, 1, 1, 1]]], [[[1, 1, 1, 0, 1]]]])
+    assert cache.size == 4
 
 
 def greedy(gpt, prompt, n, **more):
     return list(gpt.generate(prompt, n, temperature=0, **more))
 
 
-def test_cache_changes_nothing(gpt):
+def test_cache_changes_nothing(each_gpt):
     """Prompts shorter and longer than the context, generated beyond it, with and without the cache"""
-    for prompt in ([5], [1, 2, 3], list(range(31)), list(range(50))):
+    gpt = each_gpt
+    for prompt, n in (([5], 40), ([1, 2, 3], 9), (list(range(31)), 20), (list(range(50)), 20)):
         ids = list(prompt)
-        for token in greedy(gpt, prompt, 60):
+        for token in greedy(gpt, prompt, n):
             if len(ids) > 32:
                 ids = ids[-16:]
             assert token == gpt(torch.tensor([ids]))[0][0, -1].argmax().item()
             ids.append(token)
 
 
-def test_log_likelihoods(gpt):
+def test_log_likelihoods(each_gpt):
     """With the shared cache and prompts of different lengths the same as row by row without"""
+    gpt = each_gpt
     prompts = [[1, 2, 3, 4], [1, 2, 9], [1, 2, 3, 4, 5, 6, 7, 8]]
     choices = [[7], [7, 8, 0], [30, 31, 0], greedy(gpt, prompts[1], 3)]
     nats, would_write = gpt.log_likelihoods(prompts, choices)
@@ -400,6 +482,28 @@ def test_refusals(tmp_path):
         GPT(SMALL)(tokens(2, 3), tokens(2, 3), tokens(30))
     with pytest.raises(FileNotFoundError, match="no such checkpoint"):
         load_checkpoint(str(tmp_path / "none.pt"))
+
+
+def test_motifs_in_a_file(tmp_path):
+    """With what each token is spelled, which no tokenizer is needed for"""
+    gpt = make_gpt(motifs=5)
+    save_checkpoint(tmp_path / "best.pt", gpt)
+    again = load_checkpoint(tmp_path / "best.pt")[0].eval()
+    assert again.config.motifs == 5 and torch.equal(again(tokens(2, 32))[0], gpt(tokens(2, 32))[0])
+
+
+def test_a_checkpoint_from_before_the_motifs(gpt, tmp_path):
+    """One with k-mers is refused by a line that says who reads it; one without is plain GPT-2."""
+    save_checkpoint(tmp_path / "x.pt", gpt)
+    state = torch.load(tmp_path / "x.pt")
+    del state["model_config"]["motifs"]
+    for kmer in (0, 6):
+        state["model_config"]["kmer"] = kmer
+        torch.save(state, tmp_path / f"{kmer}.pt")
+    again = load_checkpoint(tmp_path / "0.pt")[0]
+    assert torch.equal(again.eval()(tokens(1, 9))[0], gpt(tokens(1, 9))[0])
+    with pytest.raises(ValueError, match="^[^\n]*6.pt: a model with k-mers: ae9d0bb is the last[^\n]*$"):
+        load_checkpoint(tmp_path / "6.pt")
 
 
 def test_a_tensor_too_many_is_refused(gpt, tmp_path):

@@ -194,7 +194,7 @@ def test_tasks_as_text(tmp_path):
                    for doc in docs)
     assert all(text[dna] == 1 for dna, _ in train) and not any(text[dna] for dna, _ in dev)
     assert sorted(os.listdir(tmp_path / "data" / "tasks")) == [
-        "sequences.fa", "task.dev.json", "task.train.json"]
+        "sequences.fa", "task.dev.json", "task.train.json", "unseen"]
 
 
 def test_gue_tasks(tmp_path):
@@ -205,7 +205,8 @@ def test_gue_tasks(tmp_path):
     table(tmp_path / "GUE/mine/enhancers", {"test": [(d, "weak"), (e, "strong")]})
     prepare.main([f"--tasks={tmp_path}/GUE", f"--data_dir={tmp_path}/data"])
     folder = tmp_path / "data/tasks"
-    files = {name: read_alpaca(str(folder / name)) for name in os.listdir(folder)}
+    assert sorted(os.listdir(folder / "unseen")) == ["enhancers.test.json", "splice_reconstructed.dev.json"]
+    files = {name: read_alpaca(str(folder / name)) for name in os.listdir(folder) if name != "unseen"}
     assert sorted(files) == ["enhancers.test.json", "splice_reconstructed.dev.json",
                              "splice_reconstructed.train.json", "tf_3.train.json"]
     splice = files["splice_reconstructed.train.json"] + files["splice_reconstructed.dev.json"]
@@ -213,7 +214,7 @@ def test_gue_tasks(tmp_path):
                                              "Non-Splice Sites"]
     assert [r["input"] for r in splice] == [a, b, f, c]
     assert splice[0]["task"] == "splice_reconstructed" and "either_strand" not in splice[0]
-    assert "human transcription factor 3 binding site" in files["tf_3.train.json"][0]["instruction"]
+    assert all("human transcription factor 3" in r["instruction"] for r in files["tf_3.train.json"])
     assert files["tf_3.train.json"][1]["choices"] == ["Background Sequences", "Binding Sites"]
     assert files["tf_3.train.json"][1]["either_strand"] is True
     assert files["enhancers.test.json"][0]["choices"] == ["strong", "weak"]
@@ -226,22 +227,34 @@ def test_a_line_says_how_each_task_is_read(tmp_path, capsys):
                                        "1 = promoter; 30 train, 4 test\n")
 
 
+def without_instructions(examples):
+    return [{key: value for key, value in e.items() if key != "instruction"} for e in examples]
+
+
 def test_wordings(tmp_path):
-    """Training rows have several, scored rows the paper's."""
-    rows = some_rows(200)
-    path = table(tmp_path / "prom_300_all", {"train": rows[:100], "dev": rows[100:]})
+    """Training rows have the known ones, scored rows the paper's, and in a file apart the unseen ones."""
+    rows = some_rows(400)
+    path = table(tmp_path / "prom_300_all", {"train": rows[:300], "dev": rows[300:350], "test": rows[350:]})
     files = read_tasks(path, seed=3)
     asked = {name: Counter(r["instruction"] for r in examples) for name, examples in files.items()}
-    train, dev = asked["prom_300_all.train.json"], asked["prom_300_all.dev.json"]
-    assert len(train) == len(tasks.WORDINGS) == 4 and min(train.values()) > 10
-    paper = ("Determine promoter detection of following dna sequence, The result will be one of the "
-             "following: Non-promoter, promoter.")
-    assert list(dev) == [paper] and paper in train
-    assert read_tasks(path, seed=3) == files
+    known, unseen = tasks.wordings(tasks.describe(path, "", []))
+    assert sorted(files) == ["prom_300_all.dev.json", "prom_300_all.test.json", "prom_300_all.train.json",
+                             "unseen/prom_300_all.dev.json", "unseen/prom_300_all.test.json"]
+    train = asked["prom_300_all.train.json"]
+    assert set(train) == set(known) and min(train.values()) > 10
+    for split in ("dev", "test"):
+        name = f"prom_300_all.{split}.json"
+        assert list(asked[name]) == [
+            "Determine promoter detection of following dna sequence, The result will be one of the "
+            "following: Non-promoter, promoter."]
+        again = asked[f"unseen/{name}"]
+        assert set(again) == set(unseen) and min(again.values()) > 10 and not set(again) & set(train)
+        assert without_instructions(files[f"unseen/{name}"]) == without_instructions(files[name])
+    assert read_tasks(path, seed=3) == files != read_tasks(path, seed=4)
 
 
 @pytest.mark.parametrize("folder,name,what,words,either_strand", [
-    ("GUE/prom/prom_300_tata", "prom_300_tata", "promoter detection", tasks.PROMOTER, False),
+    ("GUE/prom/prom_300_tata", "prom_300_tata", "TATA promoter detection", tasks.PROMOTER, False),
     ("prom_core_all", "prom_core_all", "core promoter detection", tasks.PROMOTER, False),
     ("GUE/mouse/2", "mouse_2", "mouse transcription factor 2 binding site detection",
      tasks.FACTOR, True),
@@ -264,8 +277,10 @@ def test_task_names(tmp_path, folder, name, what, words, either_strand):
     assert file == f"{name}.train.json"
     assert examples[0]["task"] == name and examples[0]["choices"] == words
     assert [r["output"] for r in examples] == words[:2] * 5
-    assert all(any(r["instruction"] == t.format(what=what, choices=", ".join(words))
-                   for t in tasks.WORDINGS) for r in examples)
+    known = tasks.wordings(tasks.describe(path, "", ["0", "1"]))[0]
+    assert all(r["instruction"] in known for r in examples)
+    assert known[0] == (f"Determine {what} of following dna sequence, The result will be one of the "
+                        f"following: {', '.join(words)}.")
     assert all(r.get("either_strand", False) == either_strand for r in examples)
 
 
@@ -279,7 +294,8 @@ def test_task_json_names_the_task(tmp_path):
     write(tmp_path / "enhancers.task.json", json.dumps(about))
     write(tmp_path / "enhancers/task.json", "not this one")
     files = read_tasks(folder, single)
-    assert sorted(files) == ["enhancers.dev.json", "enhancers.train.json", "tf_3.train.json"]
+    assert sorted(files) == ["enhancers.dev.json", "enhancers.train.json", "tf_3.train.json",
+                             "unseen/enhancers.dev.json"]
     for examples in files.values():
         assert examples[0]["choices"] == ["weak", "strong", "super"] and examples[0]["either_strand"]
         assert {r["output"] for r in examples} == {"weak", "strong"}
@@ -303,7 +319,7 @@ def test_one_table_is_split(tmp_path):
         f"{i}\t{random_dna(40, i)}\t{'strong' if i % 2 else 'weak'}\n" for i in range(100)))
     files = read_tasks(path)
     assert {name: len(examples) for name, examples in files.items()} == {
-        "enhancers.train.json": 90, "enhancers.dev.json": 10}
+        "enhancers.train.json": 90, "enhancers.dev.json": 10, "unseen/enhancers.dev.json": 10}
     assert files["enhancers.train.json"][0]["task"] == "enhancers"
     assert len({r["input"] for examples in files.values() for r in examples}) == 100
     few = write(tmp_path / "few.csv", "sequence,label\n" + "ACGT,0\nACGA,1\n" * 9)
@@ -337,7 +353,8 @@ def test_a_task_named_like_a_split(tmp_path, capsys):
 def test_rows_shared_with_validation_are_left_out(tmp_path):
     rows = some_rows(40)
     files = read_tasks(table(tmp_path / "x", {"train": rows, "validation": rows[:10]}))
-    assert {name: len(examples) for name, examples in files.items()} == {"x.train.json": 30, "x.dev.json": 10}
+    assert {name: len(examples) for name, examples in files.items()} == {
+        "x.train.json": 30, "x.dev.json": 10, "unseen/x.dev.json": 10}
 
 
 def test_sequences_with_several_labels_are_counted(tmp_path, capsys):
@@ -378,7 +395,7 @@ def test_alpaca_files_are_searched_too(tmp_path, capsys):
     files = read_tasks(mine, x, chat)
     assert [r["input"] for r in files["mine.json"]] == [b]
     assert "mine.json: 2 of 3 rows overlap with a scored row: left out" in capsys.readouterr().out
-    assert sorted(files) == ["chat.test.json", "mine.json", "x.test.json"]
+    assert sorted(files) == ["chat.test.json", "mine.json", "unseen/x.test.json", "x.test.json"]
 
 
 def test_an_earlier_runs_files_are_read_as_they_are(tmp_path, toy):

@@ -1,15 +1,16 @@
 """Prompts, tasks, leaks, and the examples that tables become."""
 import json
 import os
+import re
 import time
 
 import numpy as np
 import pytest
 
-from conftest import example, random_dna
+from conftest import GUE_FOLDERS, example, random_dna
 from dna.read import TableRow, reverse_complement
-from dna.tasks import (Task, alpaca_prompt, check_labels, find_files, find_leaks, find_tables,
-                       fold, is_scored, overlapping, read_description, read_examples)
+from dna.tasks import (Task, alpaca_prompt, check_labels, describe, find_files, find_leaks, find_tables,
+                       fold, is_scored, overlapping, read_description, read_examples, wordings)
 
 # -- the prompt
 
@@ -115,7 +116,8 @@ def test_what_is_scored():
     names = {"x.dev.json": True, "x.test.json": True, "test.json": True, "dev.json": True,
              "x.dev.reworded.json": False, "test.train.json": False, "dev.json.json": False,
              "x.validation.json": True, "x.train.json": False, "latest.json": False,
-             "contest.json": False, "alpaca.json": False, "x.val.json": True}
+             "contest.json": False, "alpaca.json": False, "x.val.json": True,
+             "unseen/x.dev.json": True}
     assert {name: is_scored(name) for name in names} == names
 
 
@@ -126,7 +128,7 @@ def check(splits, words=None):
     words = words or {label: label for labels in splits.values() for label in labels}
     rows = {split: [TableRow("", "ACGT", label, f"{split} {i}") for i, label in enumerate(labels)]
             for split, labels in splits.items() if labels}
-    check_labels(rows, Task("x", "x", words, False), "task.json")
+    check_labels(rows, Task("x", "x", [], words, False), "task.json")
 
 
 @pytest.mark.parametrize("labels", [["+", "-"], ["-1", "1"], ["1-2", "12"], ["A+", "A-"], ["none", "weak"],
@@ -212,6 +214,40 @@ def test_broken_task_json(tmp_path):
     (tmp_path / "task.json").write_text("{\n")
     with pytest.raises(ValueError, match="line 2, column 1: broken JSON"):
         read_description(str(tmp_path / "task.json"))
+
+
+# -- what a task asks
+
+def test_each_task_asks_in_its_own_words():
+    """No instruction, known or unseen, is that of two tasks of GUE."""
+    tasks = [describe(folder, "", []) for folder in GUE_FOLDERS]
+    assert len({task.name for task in tasks}) == 28
+    asked = []
+    for task in tasks:
+        known, unseen = wordings(task)
+        assert (len(known), len(unseen)) == (12, 2)
+        asked += known + unseen
+        assert not any(re.search("[{}]", instruction) for instruction in known + unseen)
+    assert len(set(asked)) == len(asked) == 28 * 14
+    assert len({instruction.casefold() for instruction in asked}) == len(asked)
+
+
+def test_the_papers_wording_comes_first():
+    known, unseen = wordings(describe("GUE/splice/reconstructed", "", []))
+    assert known[0] == ("Determine splice site detection of following dna sequence, The result will be one of "
+                        "the following: Acceptor Sites, Donor Sites, Non-Splice Sites.")
+    assert "Is there a splice donor here?" in known
+    assert unseen == ["Please do splice site detection for me.",
+                      "Does this sequence have a splice site in its middle?"]
+
+
+def test_a_table_of_ones_own_asks_in_general_words(tmp_path):
+    known, unseen = wordings(describe("mine/exon_ends", "", ["no", "yes"]))
+    assert len(known) == 8 and unseen == ["Please do exon ends for me."]
+    (tmp_path / "task.json").write_text('{"asks": "enhancer strength"}')
+    described = wordings(describe("GUE/tf/0", str(tmp_path / "task.json"), ["0", "1"]))
+    assert [len(part) for part in described] == [8, 1]
+    assert all("enhancer strength" in instruction for part in described for instruction in part)
 
 
 # -- examples

@@ -41,6 +41,16 @@ def test_tasks(toy):
         assert "either_strand" not in examples[0]
 
 
+def test_scored_rows_are_asked_in_unseen_words_too(toy):
+    """By the general wording that no training row has, and nothing else is another"""
+    for task in toy_world.TASKS:
+        rows, again, train = (read_alpaca(f"{toy}/data/tasks/{file}") for file in (
+            f"{task}.test.json", f"unseen/{task}.test.json", f"{task}.train.json"))
+        unseen = {example["instruction"] for example in again}
+        assert len(unseen) == 1 and not unseen & {example["instruction"] for example in train}
+        assert [row | {"instruction": ""} for row in rows] == [row | {"instruction": ""} for row in again]
+
+
 def test_motifs(toy):
     for example in read_alpaca(f"{toy}/data/tasks/splice.train.json"):
         site = {"Donor Sites": example["input"][30:32] == "GT",

@@ -588,9 +588,9 @@ def test_resuming_another_run_is_refused(toy, tmp_path):
     assert load_checkpoint(tmp_path / "out/last.pt")[1]["step"] == 4
 
 
-def test_kmers_from_pretraining_to_an_answer(toy, tmp_path):
+def test_motifs_from_pretraining_to_an_answer(toy, tmp_path):
     """They are trained, resumed to the bit, tuned, and packed."""
-    args = ["--kmer=4", "--max_steps=6", "--eval_interval=3"]
+    args = ["--motifs=8", "--max_steps=6", "--eval_interval=3"]
     run(toy, tmp_path / "whole", *args)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "learning_rate", lambda step, cfg: 1 / 0 if step == 4 else learning_rate(step, cfg))
@@ -598,17 +598,22 @@ def test_kmers_from_pretraining_to_an_answer(toy, tmp_path):
             run(toy, tmp_path / "parts", *args)
     run(toy, tmp_path / "parts", *args, "--resume")
     assert same(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
-    model, state = load_checkpoint(tmp_path / "whole/best.pt")
-    kmers = model.transformer.kmers
-    tok = Tokenizer.load(f"{toy}/data/tokenizer.json")
-    assert kmers.length[tok.vocab["A"]] == 1 and kmers.length[tok.vocab["e"]] == 0
-    assert kmers.weight[:-1].any(dim=1).sum() > 200 and not kmers.weight[-1].any()
+
+    # all parts of it have learned, and it knows what is DNA
+    model, tok, _ = load_model(f"{tmp_path}/whole")
+    cfg = config.from_command_line(TrainConfig, "train", [*SMALL, "--motifs=8"])
+    before, bases = train.new_model(cfg, tok, CPU).transformer.bases, model.transformer.bases
+    for (name, p), q in zip(bases.named_parameters(), before.parameters()):
+        assert (p - q).abs().max() > 1e-3, name
+    lengths = {i: len(token) for token, i in tok.vocab.items() if token and set(token) <= set("ACGT")}
+    assert bases.length.tolist() == [lengths.get(i, 0) for i in range(len(tok))] and len(lengths) > 20
+    assert tok.decode([bases.line_break.item()]) == "\n"
+
     tuned = f"--out_dir={tmp_path}/tuned"
     instruct.main([f"--init_from={tmp_path}/whole", tuned, f"--tasks={toy}/data/tasks/tf.train.json",
                    f"--eval_tasks={toy}/data/tasks/tf.test.json", "--max_steps=2", "--device=cpu"])
     pack.main([f"{tmp_path}/tuned", f"{tmp_path}/packed"])
     counts = [json.loads((tmp_path / name).read_text())["tasks"]["tf"]["n"] for name in ("tuned/scores.json", "packed/scores.json")]
     packed, _, state = load_model(str(tmp_path / "packed"))
-    assert counts == [24, 24] and packed.config.kmer == 4 and "tf" in state["questions"]
-    with pytest.raises(ValueError, match="kmer=9: choose 2 to 8 bases"):
-        run(toy, tmp_path / "nine", "--kmer=9")
+    assert counts == [24, 24] and packed.config.motifs == 8 and "tf" in state["questions"]
+    assert torch.equal(packed.transformer.bases.spelling, bases.spelling)
