@@ -104,10 +104,12 @@ def small():
 
 
 # the 28 tasks of GUE, by their folders
-GUE_FOLDERS = [*(f"GUE/prom/prom_{size}_{part}" for size in ("core", "300") for part in ("all", "notata", "tata")),
-               "GUE/splice/reconstructed", *(f"GUE/{species}/{i}" for species in ("mouse", "tf") for i in range(5)),
-               *(f"GUE/EMP/{mark}" for mark in "H3 H3K14ac H3K36me3 H3K4me1 H3K4me2 H3K4me3 H3K79me3 H3K9ac H4 "
-                 "H4ac".split()), "GUE/virus/covid"]
+GUE_FOLDERS = [f"GUE/{folder}" for folder in """
+prom/prom_core_all prom/prom_core_notata prom/prom_core_tata
+prom/prom_300_all prom/prom_300_notata prom/prom_300_tata splice/reconstructed virus/covid
+mouse/0 mouse/1 mouse/2 mouse/3 mouse/4 tf/0 tf/1 tf/2 tf/3 tf/4
+EMP/H3 EMP/H3K14ac EMP/H3K36me3 EMP/H3K4me1 EMP/H3K4me2 EMP/H3K4me3 EMP/H3K79me3 EMP/H3K9ac
+EMP/H4 EMP/H4ac""".split()]
 
 LETTERS = [{"task": "letters", "instruction": "Which letter?", "input": "a" * n,
             "output": "yes" if n % 2 else "no"} for n in range(1, 41)]

@@ -234,8 +234,8 @@ def test_each_task_asks_in_its_own_words():
 
 def test_the_papers_wording_comes_first():
     known, unseen = wordings(describe("GUE/splice/reconstructed", "", []))
-    assert known[0] == ("Determine splice site detection of following dna sequence, The result will be one of "
-                        "the following: Acceptor Sites, Donor Sites, Non-Splice Sites.")
+    assert known[0] == ("Determine splice site detection of following dna sequence, The result will "
+                        "be one of the following: Acceptor Sites, Donor Sites, Non-Splice Sites.")
     assert "Is there a splice donor here?" in known
     assert unseen == ["Please do splice site detection for me.",
                       "Does this sequence have a splice site in its middle?"]

@@ -18,7 +18,6 @@ from conftest import SMALL, listing, merge, write
 import config
 import instruct
 import train
-from bpe import Tokenizer
 from config.machine import Machine
 from model import GPT, GPTConfig, load_checkpoint
 from tools import pack
@@ -613,7 +612,8 @@ def test_motifs_from_pretraining_to_an_answer(toy, tmp_path):
     instruct.main([f"--init_from={tmp_path}/whole", tuned, f"--tasks={toy}/data/tasks/tf.train.json",
                    f"--eval_tasks={toy}/data/tasks/tf.test.json", "--max_steps=2", "--device=cpu"])
     pack.main([f"{tmp_path}/tuned", f"{tmp_path}/packed"])
-    counts = [json.loads((tmp_path / name).read_text())["tasks"]["tf"]["n"] for name in ("tuned/scores.json", "packed/scores.json")]
+    counts = [json.loads((tmp_path / name / "scores.json").read_text())["tasks"]["tf"]["n"]
+              for name in ("tuned", "packed")]
     packed, _, state = load_model(str(tmp_path / "packed"))
     assert counts == [24, 24] and packed.config.motifs == 8 and "tf" in state["questions"]
     assert torch.equal(packed.transformer.bases.spelling, bases.spelling)
