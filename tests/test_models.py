@@ -37,6 +37,8 @@ def test_a_packed_model_scores_and_answers(toy, tuned, tmp_path, capsys):
     model, _, state = load_model(tmp_path / "box")
     questions = state["questions"]
     assert list(questions) == ["core_promoter", "promoter", "splice", "tf"]
+    with open(f"{toy}/data/tasks/tf.train.json", encoding="utf-8") as f:
+        assert questions["tf"]["wordings"] == sorted({row["instruction"] for row in json.load(f)})
     before = scores_of(tuned, toy, tmp_path / "before")
     after = scores_of(tmp_path / "box", toy, tmp_path / "after")
     assert before["n"] == after["n"] and abs(before["accuracy"] - after["accuracy"]) < 0.2

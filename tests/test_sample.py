@@ -77,6 +77,14 @@ def test_find_question():
     assert find_question("Mark or No Mark?", marks) is marks[0]
 
 
+def test_a_question_is_known_by_all_its_wordings():
+    """A task is asked in any of the wordings that it was tuned on, also those that name no choice."""
+    known = [QUESTIONS[0], QUESTIONS[1] | {"wordings": ["Which tail?", "The tail, please."]}]
+    assert find_question("The tail, please.", known) is known[1]
+    assert find_question("The tail", known) is None
+    assert make_question("Which tail?", (), known)["choices"] == ["yes", "no", "perhaps"]
+
+
 def test_make_question():
     """With the properties of the question that it asks, and its choices unless others are given"""
     question = make_question("Is it DNA? yes or no", (), QUESTIONS)
