@@ -43,7 +43,8 @@ class Cache:
 
     A token attends to the tokens at positions up to its own. Padding is at the position
     PADDING, so no real token attends to it. The cache begins with one row, the shared
-    prefix (B=1). Later it has B rows, which continue it. A `frozen` cache is read but not extended.
+    prefix (B=1). Later it has B rows, which continue it. A `frozen` cache is read but not
+    extended.
     """
     PADDING = 1 << 30
 

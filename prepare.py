@@ -12,6 +12,7 @@ It writes to data_dir:
     val_english.bin     held-out English, to report bits per byte
     meta.json           what is in the bins, and which tokenizer made them
     tasks/*.json        the tasks as Alpaca instructions, a file per split
+    tasks/unseen/       the scored rows, asked in words that no training row has
 
 Input is streamed three times: to find what is held out, to draw the tokenizer's sample,
 and to encode.

@@ -43,7 +43,8 @@ def attention_weights(model, ids):
     (third axis) goes to each of the tokens up to it (fourth axis)"""
     T, H = len(ids), model.config.n_head
     future = torch.ones(T, T, dtype=torch.bool).triu(1)
-    x = model.embed(torch.tensor([ids]), torch.arange(T)[None])             # (1, T, C)
+    idx = torch.tensor([ids])
+    x = model.embed(idx, torch.arange(T)[None], idx)                # (1, T, C)
     weights = []
     for block in model.transformer.h:
         # a block does not return its weights, so compute them beside it

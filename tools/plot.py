@@ -7,6 +7,7 @@ Draw runs, or print their scores side by side.
     python -m tools.plot --confusion out/my-instruct    # the labels taken for each other
     python -m tools.plot --compare out/a out/b+out/c    # a table; b+c: mean ± std
     python -m tools.plot --explain why.tsv --mark "TATA box:80-88"  # bases that matter
+    python -m tools.plot --motifs out/my                # what the motif filters look for
 
 The loss comes from log.jsonl: bits per base, per byte, and whatever else train.py logs.
 Scores come from scores.json. `sample.py --explain` writes why.tsv. Pictures need
@@ -23,7 +24,9 @@ import numpy as np
 import config
 from config import require
 from dna.metrics import align, read_scores
-from dna.read import read_lines
+from dna.read import read_lines, reverse_complement
+from dna.toy import CODES, MOTIFS
+from train import load_model
 
 # MCC on GUE, under the task names that prepare.py gives. The DNAHLM paper's are
 # recomputed from its published answers, on a random split of its own (Wang Liang, 2024,
@@ -247,13 +250,14 @@ def read_mark(text):
     return match[1], int(match[2]), int(match[3])
 
 
-def draw_letter(axis, base, position, value):
-    """A letter between 0 and `value`, upright either way"""
+def draw_letter(axis, base, position, value, bottom=0):
+    """A letter between `bottom` and `value` from there, upright either way"""
     from matplotlib.patches import PathPatch
     from matplotlib.textpath import TextPath
     from matplotlib.transforms import Bbox, BboxTransform
     letter = TextPath((0, 0), base, prop={"family": "DejaVu Sans", "weight": "bold"})
-    place = Bbox([[position - 0.45, min(value, 0)], [position + 0.45, max(value, 0)]])
+    place = Bbox([[position - 0.45, bottom + min(value, 0)],
+                  [position + 0.45, bottom + max(value, 0)]])
     path = BboxTransform(letter.get_extents(), place).transform_path(letter)
     axis.add_patch(PathPatch(path, color=COLOURS.get(base, "gray"), linewidth=0))
 
@@ -297,11 +301,104 @@ def draw_explanation(path, marks=()):
 
 
 # --------------------------------------------------------------------------------------
+# What the motif filters look for
+
+# The toy world's motifs, and some that are frequent in human promoters (Xie et al., 2005,
+# "Systematic discovery of regulatory motifs in human promoters and 3' UTRs")
+KNOWN = MOTIFS | {"NRF-1": "RCGCANGCGY", "MYC": "CACGTG", "ELK-1": "SCGGAAGY",
+                  "NF-Y": "GATTGGY", "ATF3": "TGAYRTCA", "YY1": "GCCATNTTG"}
+OVERLAP = 6         # bases that a filter and a motif must share
+SHUFFLED = 200      # motifs in another order, to compare a known one with
+DRAWN = 40          # filters
+
+
+def read_filters(folder):
+    """-> the motif filters (F, W, 4) of a model, the strongest first. At each position
+    the mean over the four bases is 0, because one of them is always there."""
+    model, *_ = load_model(folder)
+    require(model.config.motifs, f"{folder}: a model without motif filters: train it with "
+            "--motifs=128")
+    bases = model.transformer.bases
+    filters = bases.filters.weight.detach().numpy().reshape(-1, bases.WIDTH, 4)
+    filters = filters - filters.mean(axis=2, keepdims=True)
+    used = bases.c_proj.weight.detach().norm(dim=0).numpy()
+    return filters[np.argsort(-used * np.linalg.norm(filters, axis=(1, 2)))]
+
+
+def letters(consensus):
+    """-> (L, 4), the probability of each base less a quarter"""
+    return np.array([[(base in CODES[code]) / len(CODES[code]) - 0.25 for base in "ACGT"]
+                     for code in consensus])
+
+
+def correlation(motif, filters):
+    """motif (L, 4), filters (F, W, 4), all of mean 0 -> the correlation of each filter
+    with the motif, where they fit best (F,)"""
+    best, (n, width, _) = np.full(len(filters), -1.0), filters.shape
+    for shift in range(OVERLAP - width, len(motif) - OVERLAP + 1):
+        first, last = max(0, shift), min(len(motif), shift + width)
+        x = motif[first:last].ravel()
+        y = filters[:, first - shift:last - shift].reshape(n, -1)
+        norms = np.linalg.norm(x) * np.linalg.norm(y, axis=1)
+        best = np.maximum(best, y @ x / np.maximum(norms, 1e-9))
+    return best
+
+
+def find_motifs(filters):
+    """-> a list of (name, consensus on one strand, its best filter, their correlation, the
+    share of shuffled motifs whose best filter correlates at least as well), a row for each
+    known motif"""
+    rng, found = np.random.default_rng(0), []
+    for name, consensus in KNOWN.items():
+        # on both strands
+        strands = [consensus, reverse_complement(consensus)]
+        fits = [correlation(letters(strand), filters) for strand in strands]
+        r, strand = max((fit.max(), i) for i, fit in enumerate(fits))
+        chance = [max(correlation(letters(rng.permutation(list(s))), filters).max()
+                      for s in strands) for _ in range(SHUFFLED)]
+        found.append((name, strands[strand], int(fits[strand].argmax()), r,
+                      np.mean(np.array(chance) >= r)))
+    return found
+
+
+def draw_motifs(folder):
+    """-> a figure of the strongest filters as logos, named by the known motifs that fit
+    them better than 95% of shuffled ones do. Prints all known motifs."""
+    filters = read_filters(folder)
+    motifs = find_motifs(filters)
+    rows = [["motif", "consensus", "filter", "correlation", "shuffled as good"]]
+    rows += [[name, consensus, str(i), f"{r:.2f}", f"{share:.1%}"]
+             for name, consensus, i, r, share in motifs]
+    print(align(rows))
+
+    # the letters of each filter that are above 0, the highest on top
+    shown = sorted({*range(min(DRAWN, len(filters))),
+                    *(i for *_, i, _, share in motifs if share < 0.05)})
+    figure, axes = panels(math.ceil(len(shown) / 8), 8, 1.7, 1.1)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, i in zip(axes.flat, shown):
+        heights = filters[i].clip(min=0)
+        for position, column in enumerate(heights):
+            bottom = 0
+            for k in np.argsort(column):
+                if column[k] > 0:
+                    draw_letter(axis, "ACGT"[k], position, column[k], bottom)
+                    bottom += column[k]
+        names = [f"{name} {r:.2f}" for name, _, best, r, share in motifs
+                 if best == i and share < 0.05]
+        axis.set_title(f"{i}  {', '.join(names)}", fontsize=7)
+        axis.set(xlim=(-0.6, filters.shape[1] - 0.4), ylim=(0, heights.sum(axis=1).max()))
+    return figure
+
+
+# --------------------------------------------------------------------------------------
 
 KINDS = {"scores": "draw the MCC of each task",
          "confusion": "draw which labels are taken for which",
          "compare": "print the MCC of each task",
-         "explain": "draw which bases a label depends on"}
+         "explain": "draw which bases a label depends on",
+         "motifs": "draw what the motif filters look for"}
 
 
 def main(argv):
@@ -322,7 +419,7 @@ def main(argv):
                              "the first folder, or beside the first file")
     args = parser.parse_args(argv)
     first, kind = args.runs[0], args.kind
-    require(len(args.runs) == 1 or kind not in ("confusion", "explain"),
+    require(len(args.runs) == 1 or kind not in ("confusion", "explain", "motifs"),
             f"--{kind} draws one at a time: leave out {', '.join(args.runs[1:])}")
 
     if kind == "compare":
@@ -334,6 +431,8 @@ def main(argv):
         figure = draw_scores(args.runs)
     elif kind == "confusion":
         figure = draw_confusion(first)
+    elif kind == "motifs":
+        figure = draw_motifs(first)
     else:
         figure = draw_explanation(first, [read_mark(text) for text in args.mark])
 
