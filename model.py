@@ -10,10 +10,12 @@ The network is that of Radford et al. (2019), "Language Models are Unsupervised 
 Learners": learned positions, LayerNorm before each part of a block, GELU in its tanh
 form, biases everywhere, an LM head tied to the token embedding. Parameters have the
 names of the published GPT-2, whose files tools/gpt2.py converts. The part below the
-double line is ours: what a DNA token is given besides. GPT-2 has none of it.
+double line is ours, not GPT-2's: it adds to the embedding of each DNA token the motifs
+that end in it, and its place.
 
 Shapes: B batch, T time (tokens), P tokens of a shared prefix, S keys (the cached tokens
-and the new ones), C channels (n_embd), H heads, D head size (C / H), V vocabulary.
+and the new ones), C channels (n_embd), H heads, D head size (C / H), V vocabulary,
+M motif filters.
 """
 import math
 import os
@@ -32,18 +34,19 @@ class GPTConfig:
     n_head: int = 12            # attention heads per block
     n_embd: int = 768           # channels
     dropout: float = 0.0        # share of activations zeroed in training
-    motifs: int = 0             # filters over the bases of DNA; 0: plain GPT-2
+    motifs: int = 0             # number of motif filters on DNA; 0: plain GPT-2
 
 
 # --------------------------------------------------------------------------------------
 # The cache
 
 class Cache:
-    """Keys and values of the tokens read so far, and the positions of these tokens.
+    """Keys and values of the tokens read so far, with their positions and ids.
 
     A token attends to the tokens at positions up to its own. Padding is at the position
-    PADDING, so no real token attends to it. The cache begins with one row, the shared
-    prefix (B=1). Later it has B rows, which continue it. A `frozen` cache is read but not
+    PADDING, so no real token attends to it. BaseEmbedding reads the ids, because a motif
+    can begin in a cached token. The cache may begin with one row (B=1), a prefix that all
+    rows share. Later it has B rows, which continue it. A `frozen` cache is read but not
     extended.
     """
     PADDING = 1 << 30
@@ -60,19 +63,21 @@ class Cache:
         return 0 if self.position is None else self.position.size(1)
 
     def append(self, idx, position):
-        """Append new tokens, idx (B, T), at their positions (B or 1, T).
+        """Append new tokens, idx (B, T), at their positions (B, T), or (1, T) if the
+        cached positions have one row too.
 
         -> the ids of all tokens (B, S), -1 for padding; and which of the S keys each new
         token attends to, bool (B or 1, 1, T, S)
         """
         ids = idx.masked_fill(position == self.PADDING, -1)
-        keys = position
+        positions = position
         if self.position is not None:
             ids = torch.cat([self.ids.expand(len(ids), -1), ids], dim=1)
-            keys = torch.cat([self.position.expand(len(position), -1), position], dim=1)
+            positions = self.position.expand(len(position), -1)
+            positions = torch.cat([positions, position], dim=1)
         if not self.frozen:
-            self.ids, self.position = ids, keys
-        return ids, keys[:, None, None, :] <= position[:, None, :, None]
+            self.ids, self.position = ids, positions
+        return ids, positions[:, None, None, :] <= position[:, None, :, None]
 
     def extend(self, layer, k, v):
         """Append the k, v (B, H, T, D) of a layer's new tokens.
@@ -188,12 +193,14 @@ class GPT(nn.Module):
 
     def flops_per_token(self, T):
         """FLOPs to train on one token in rows of T tokens: 6 per parameter, plus
-        12 n_layer C T for attention (Chowdhery et al., 2022, PaLM, appendix B)."""
+        12 n_layer C T for attention (Chowdhery et al., 2022, PaLM, appendix B). Motif
+        filters count once, although each is applied at several bases."""
         c = self.config
         return 6 * self.num_params() + 12 * c.n_layer * c.n_embd * T
 
     def embed(self, idx, position, ids):
-        """ids: (B, S) the cached ids and the new ones, idx
+        """idx: (B, T) the tokens; ids: (B, S) the cached ones and these, -1 for padding,
+        for BaseEmbedding, which reads back beyond idx
         -> (B, T, C). Under autocast the residual stream uses the autocast dtype, which
         halves its memory."""
         # padding has a position beyond the context; clamp it: nothing attends to padding
@@ -209,7 +216,8 @@ class GPT(nn.Module):
         """The states before the LM head.
 
         idx: (B, T) token ids
-        position: (B or 1, T); by default the tokens follow the cached ones
+        position: (B or 1, T); by default the tokens follow the cached ones, which then
+            must have one row and no padding
         cache: a Cache of the tokens before these, to which these are appended
         -> (B, T, C)
 
@@ -431,17 +439,20 @@ def load_checkpoint(path, device="cpu", dropout=0.0):
 
 
 # ======================================================================================
-# What DNA tokens are given besides
+# What DNA tokens get in addition
 
 class BaseEmbedding(nn.Module):
-    """The bases of a DNA token, and its place.
+    """The motifs that end in a DNA token, and the token's place.
 
-    BPE cuts the same motif in many ways, by what stands beside it, and positions count
-    tokens. So a token tells neither which motif ends in it nor where. Here a bank of
-    filters, each for a motif of up to WIDTH bases, reads the run of DNA up to each base
-    of the token. The token is given the sum over its bases, and an embedding of its
-    place, the number of bases before it. A single line break is part of a run, because
-    the DNA of a prompt has one in its middle. Any other token ends the run.
+    BPE cuts a motif differently in different surroundings, and wpe counts tokens, not
+    bases. So a token's embedding tells neither which motif ends there nor where in the
+    DNA it lies. Here each filter matches a motif of up to WIDTH bases. It reads the run
+    of DNA up to each of the last ENDS bases of the token. What it finds is added up over
+    these bases and projected to the channels. An embedding of the token's place is
+    added. The place is the number of bases before the token in its run.
+
+    A single line break does not end a run, because a prompt breaks its DNA in the middle
+    (fold() in dna/tasks.py). Any other token that is not DNA ends it.
 
         token                   GATT       \\n    ACA              CC
         place                   0          -     4                7
@@ -451,8 +462,8 @@ class BaseEmbedding(nn.Module):
                                 GATT
     """
     WIDTH = 11          # bases that a filter reads
-    ENDS = 8            # filters end at the last 8 bases of a token, if it has more
-    READ = WIDTH + ENDS - 1         # so a token needs so many bases up to its end
+    ENDS = 8            # a longer token is read at its last 8 bases; few tokens have more
+    READ = WIDTH + ENDS - 1         # bases that the filters of a token read together
     LONGEST = 24        # a longer token counts as its last 24 bases
     PLACES = 512        # places from 511 on have the same embedding
 
@@ -460,61 +471,70 @@ class BaseEmbedding(nn.Module):
         super().__init__()
         self.dropout = config.dropout
         self.filters = nn.Linear(4 * self.WIDTH, config.motifs)
+        # no bias: a token that is not DNA gets nothing
         self.c_proj = nn.Linear(config.motifs, config.n_embd, bias=False)
         self.places = nn.Embedding(self.PLACES, config.n_embd)
-        # of each token: how many bases (0 if it is not DNA), and which, 0 to 3
+        # of each token: how many bases (0 if it is not DNA), and which ones, as 0 to 3
         self.register_buffer("length", torch.zeros(config.vocab_size, dtype=torch.long))
         self.register_buffer("spelling", torch.zeros(config.vocab_size, self.LONGEST,
                                                      dtype=torch.long))
         self.register_buffer("line_break", torch.tensor(-1))
 
     def read_vocab(self, vocab, line_break):
-        """vocab: {token: id}; line_break: the id of a line break. Until they have been
-        read, no token is DNA."""
+        """vocab: {token: id}; line_break: the id of a line break. Until this is called,
+        no token is DNA."""
         self.line_break.fill_(line_break)
         for token, i in vocab.items():
-            bases = token[-self.LONGEST:]
             if token and set(token) <= set("ACGT"):
+                bases = ["ACGT".index(base) for base in token[-self.LONGEST:]]
                 self.length[i] = len(bases)
-                self.spelling[i, :len(bases)] = torch.tensor(["ACGT".index(base)
-                                                              for base in bases])
+                self.spelling[i, :len(bases)] = torch.tensor(bases)
 
     def forward(self, ids, T):
         """ids: (B, S) all tokens so far, -1 for padding -> (B, T, C) of the last T"""
-        # the bases of the run up to the end of each token. The first line break after
-        # DNA does not end the run, and the second does
+        # the bases of the run up to the end of each token. Only the first line break
+        # after DNA is part of the run. Padding does not end it, because padding can stand
+        # between a prompt and its continuation
         n = self.length[ids.clamp(min=0)] * (ids >= 0)                      # (B, S)
-        breaks = (ids == self.line_break).cumsum(dim=1)
-        breaks = breaks - torch.where(n > 0, breaks, 0).cummax(dim=1).values
-        is_run = (n > 0) | (ids < 0) | (ids == self.line_break) & (breaks == 1)
-        end = n.cumsum(dim=1)
-        run = end - torch.where(is_run, 0, end).cummax(dim=1).values
+        is_break = ids == self.line_break
+        breaks = since(is_break.cumsum(dim=1), n > 0)
+        is_run = (n > 0) | (ids < 0) | is_break & (breaks == 1)
+        end = n.cumsum(dim=1)                   # the bases of the row, up to there
+        run = since(end, ~is_run)
 
-        # the last bases up to the end of each of the T tokens: in which token each is,
-        # and where in it
+        # the READ bases up to the end of each of the T tokens: the token that each lies
+        # in, and its index there. Those before the first base of the row have negative
+        # numbers, and are left out below
         back = torch.arange(self.READ, 0, -1, device=ids.device)
-        at = end[:, -T:, None] - back                                   # (B, T, READ)
+        at = end[:, -T:, None] - back           # (B, T, READ), bases of the row from 0
         token = torch.searchsorted(end, at.flatten(1), right=True)
-        within = at - (end - n).gather(1, token).view(at.shape)
-        read = self.spelling[ids.gather(1, token).view(at.shape), within.clamp(min=0)]
+        index = at - (end - n).gather(1, token).view(at.shape)
+        read = self.spelling[ids.gather(1, token).view(at.shape), index.clamp(min=0)]
 
-        # one-hot: four bases, and whether a base is before the token
-        n, run = n[:, -T:, None], run[:, -T:, None]
-        one_hot = F.one_hot(read, 4) * (back <= run)[..., None]
-        one_hot = torch.cat([one_hot, (back > n)[..., None]], dim=3).flatten(2)
+        # one-hot; a base before the run is all zeros
+        n, run = n[:, -T:, None], run[:, -T:, None]                         # (B, T, 1)
+        one_hot = (F.one_hot(read, 4) * (back <= run)[..., None]).flatten(2)
 
-        # the filters, shifted base by base, as one matrix (ENDS F, 5 READ). A filter that
-        # ends before the token gets -1e4, so that nothing is left of it below
-        w = self.filters.weight.view(-1, self.WIDTH, 4)
-        before = w.new_zeros(len(w), self.WIDTH, 1)
-        before[:, -1] = -1e4
-        w = torch.cat([w, before], dim=2).flatten(1)
-        shifted = torch.cat([F.pad(w, (5 * i, 5 * (self.ENDS - 1 - i)))
+        # a convolution of the filters over these bases, as one product with a matrix
+        # (ENDS M, 4 READ) of the filters, each shifted base by base
+        w = self.filters.weight                                             # (M, 4 WIDTH)
+        shifted = torch.cat([F.pad(w, (4 * i, 4 * (self.ENDS - 1 - i)))
                              for i in range(self.ENDS)])
         fit = F.linear(one_hot.to(w.dtype), shifted, self.filters.bias.repeat(self.ENDS))
 
-        # twice ReLU(fit); torch.compile is twice as fast at it, as it stores no mask
-        motifs = sum((fit + fit.abs()).chunk(self.ENDS, dim=2))         # (B, T, F)
+        # a filter that ends before the token does not count
+        is_inside = (back[-self.ENDS:] <= n)[..., None]                 # (B, T, ENDS, 1)
+        fit = fit.unflatten(2, (self.ENDS, -1)) * is_inside
+
+        # fit + |fit| is 2 ReLU(fit), and c_proj learns the factor. torch.compile runs it
+        # twice as fast, because the backward pass needs no stored mask
+        motifs = sum((fit + fit.abs()).unbind(2))                           # (B, T, M)
         motifs = F.dropout(motifs, self.dropout, self.training)
         places = self.places((run - n)[..., 0].clamp(max=self.PLACES - 1))
         return self.c_proj(motifs) + places * (n > 0)
+
+
+def since(count, reset):
+    """count: (B, S), which never falls; reset: bool (B, S)
+    -> what was counted after the last reset (B, S)"""
+    return count - torch.where(reset, count, 0).cummax(dim=1).values
