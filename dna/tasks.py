@@ -120,10 +120,11 @@ class Task(NamedTuple):
 
 
 # GUE's tasks by their folders, parent/folder: what is looked for, questions as people
-# ask them, a word per label, and whether both strands have the same answer. {name} is
-# the folder or its NAMES, {what} is what is looked for. The words are the DNAHLM paper's.
-# It mixed up those of the splice sites; here they are in the order of GUE's own ids, as
-# the bases at the sites show. The virus variants are in the order of the DNABERT-2 paper.
+# ask them (the last one is held out, see WORDINGS), a word per label, and whether both
+# strands have the same answer. {what} is what is looked for. {name} is the folder's name,
+# or what NAMES has for its ending. The words are the DNAHLM paper's. The paper mixed up
+# those of the splice sites; here they are in the order of GUE's own ids, as the bases at
+# the sites show. The virus variants are in the order of the DNABERT-2 paper.
 NAMES = {"all": "", "tata": "TATA ", "notata": "non-TATA "}
 PROMOTER = ["Non-promoter", "promoter"]
 SPLICE = ["Acceptor Sites", "Donor Sites", "Non-Splice Sites"]
@@ -202,27 +203,26 @@ def read_description(path):
 # --------------------------------------------------------------------------------------
 # From tables to examples
 
-# Questions in general words. Those of a task are these and, for GUE's, its own. Training
-# rows have any of them but the last of each list. Scored rows have the first, which is the
-# paper's. In the files of the folder unseen/ they have the last ones, which no training
-# row has.
+# How to ask in general words. A task of GUE has its own questions too. The last wording
+# of each list is held out: training rows never have it, and the files in unseen/ have
+# nothing else. The first is the DNAHLM paper's, and the usual scored rows have it.
 WORDINGS = [
-    "Determine {what} of following dna sequence, "
+    "Determine {asks} of following dna sequence, "
     "The result will be one of the following: {choices}.",
-    "Classify this DNA sequence by {what}. Answer with one of: {choices}.",
-    "What does {what} say of the sequence below? The possible answers are {choices}.",
-    "Here is some DNA. Do {what}, and choose from {choices}.",
-    "Do {what} on this sequence.",
-    "What is the result of {what}?",
-    "{what}",
-    "What does {what} find here?",
-    "Please do {what} for me.",
+    "Classify this DNA sequence by {asks}. Answer with one of: {choices}.",
+    "What does {asks} say of the sequence below? The possible answers are {choices}.",
+    "Here is some DNA. Do {asks}, and choose from {choices}.",
+    "Do {asks} on this sequence.",
+    "What is the result of {asks}?",
+    "{asks}",
+    "What does {asks} find here?",
+    "Please do {asks} for me.",
 ]
 
 
 def wordings(task):
     """-> (instructions to tune on, unseen instructions), which ask what the task asks"""
-    general = [wording.format(what=task.asks, choices=", ".join(task.words.values()))
+    general = [wording.format(asks=task.asks, choices=", ".join(task.words.values()))
                for wording in WORDINGS]
     return general[:-1] + task.questions[:-1], general[-1:] + task.questions[-1:]
 

@@ -308,25 +308,27 @@ def draw_explanation(path, marks=()):
 KNOWN = MOTIFS | {"NRF-1": "RCGCANGCGY", "MYC": "CACGTG", "ELK-1": "SCGGAAGY",
                   "NF-Y": "GATTGGY", "ATF3": "TGAYRTCA", "YY1": "GCCATNTTG"}
 OVERLAP = 6         # bases that a filter and a motif must share
-SHUFFLED = 200      # motifs in another order, to compare a known one with
+SHUFFLED = 200      # copies of each motif in another order, to compare it with
 DRAWN = 40          # filters
 
 
 def read_filters(folder):
-    """-> the motif filters (F, W, 4) of a model, the strongest first. At each position
-    the mean over the four bases is 0, because one of them is always there."""
+    """-> the motif filters (F, W, 4) of a model, the strongest first, by the norms of a
+    filter's weights and of its column in c_proj. At each position the mean over the four
+    bases is subtracted, because it says nothing about which base the filter looks for."""
     model, *_ = load_model(folder)
     require(model.config.motifs, f"{folder}: a model without motif filters: train it with "
             "--motifs=128")
     bases = model.transformer.bases
     filters = bases.filters.weight.detach().numpy().reshape(-1, bases.WIDTH, 4)
     filters = filters - filters.mean(axis=2, keepdims=True)
-    used = bases.c_proj.weight.detach().norm(dim=0).numpy()
-    return filters[np.argsort(-used * np.linalg.norm(filters, axis=(1, 2)))]
+    output_norm = bases.c_proj.weight.detach().norm(dim=0).numpy()
+    return filters[np.argsort(-output_norm * np.linalg.norm(filters, axis=(1, 2)))]
 
 
-def letters(consensus):
-    """-> (L, 4), the probability of each base less a quarter"""
+def profile(consensus):
+    """-> (L, 4), the probability of each base less 1/4, so that the mean is 0, as a
+    filter's is"""
     return np.array([[(base in CODES[code]) / len(CODES[code]) - 0.25 for base in "ACGT"]
                      for code in consensus])
 
@@ -352,32 +354,36 @@ def find_motifs(filters):
     for name, consensus in KNOWN.items():
         # on both strands
         strands = [consensus, reverse_complement(consensus)]
-        fits = [correlation(letters(strand), filters) for strand in strands]
-        r, strand = max((fit.max(), i) for i, fit in enumerate(fits))
-        chance = [max(correlation(letters(rng.permutation(list(s))), filters).max()
+        fits = [correlation(profile(strand), filters) for strand in strands]
+        r, k = max((fit.max(), k) for k, fit in enumerate(fits))
+        chance = [max(correlation(profile(rng.permutation(list(s))), filters).max()
                       for s in strands) for _ in range(SHUFFLED)]
-        found.append((name, strands[strand], int(fits[strand].argmax()), r,
+        found.append((name, strands[k], int(fits[k].argmax()), r,
                       np.mean(np.array(chance) >= r)))
     return found
 
 
 def draw_motifs(folder):
-    """-> a figure of the strongest filters as logos, named by the known motifs that fit
-    them better than 95% of shuffled ones do. Prints all known motifs."""
+    """-> a figure of the strongest filters as logos, and of those that fit a known motif
+    better than 95% of its shuffled copies, with its name. Prints all known motifs.
+
+    Shapes: F filters, W their width, L length of a motif
+    """
     filters = read_filters(folder)
     motifs = find_motifs(filters)
-    rows = [["motif", "consensus", "filter", "correlation", "shuffled as good"]]
+    rows = [["motif", "consensus", "filter", "correlation", "shuffled, as good"]]
     rows += [[name, consensus, str(i), f"{r:.2f}", f"{share:.1%}"]
              for name, consensus, i, r, share in motifs]
     print(align(rows))
 
-    # the letters of each filter that are above 0, the highest on top
+    # the strongest filters, and every filter that a known motif names
     shown = sorted({*range(min(DRAWN, len(filters))),
                     *(i for *_, i, _, share in motifs if share < 0.05)})
     figure, axes = panels(math.ceil(len(shown) / 8), 8, 1.7, 1.1)
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, i in zip(axes.flat, shown):
+        # the letters that are above 0, the highest on top
         heights = filters[i].clip(min=0)
         for position, column in enumerate(heights):
             bottom = 0
