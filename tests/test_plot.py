@@ -5,9 +5,15 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
+from bpe import Tokenizer
+from config import file_sha256
 from dna.metrics import read_scores
+from dna.read import reverse_complement
+from model import GPT, GPTConfig, save_checkpoint
+from tools import plot as tool
 from tools.plot import (DNABERT_2, DNAHLM, compare, draw_confusion,
                         draw_explanation, draw_loss, draw_scores,
                         read_explanation, read_log, read_mark)
@@ -246,3 +252,41 @@ def test_without_matplotlib(runs, tmp_path):
     scores = write_scores(tmp_path / "scores", {"x": {"mcc": 0.25}})
     run = plot("--compare", scores, **hidden)
     assert run.returncode == 0 and run.stdout.endswith("mean of 1  0.250\n"), run.stderr
+
+
+# -- motifs
+
+def test_a_filter_that_reads_a_motif_is_found(monkeypatch):
+    """On either strand, and wherever it stands in the filter; filters of noise are like shuffled motifs"""
+    monkeypatch.setattr(tool, "KNOWN", {"TATA box": "STATAWAWR", "donor": "MAGGTRAGT", "AP-1": "TGASTCA"})
+    filters = np.random.default_rng(1).normal(size=(20, 11, 4))
+    filters[3, 1:10] += 20 * tool.profile("STATAWAWR")
+    filters[5, 2:11] += 20 * tool.profile(reverse_complement("MAGGTRAGT"))
+    filters -= filters.mean(axis=2, keepdims=True)
+    found = {name: (consensus, i, r, share) for name, consensus, i, r, share in tool.find_motifs(filters)}
+    assert found["TATA box"][:2] == ("STATAWAWR", 3) and found["donor"][:2] == ("ACTYACCTK", 5)
+    assert all(found[name][2] > 0.9 and found[name][3] == 0 for name in ("TATA box", "donor"))
+    assert found["AP-1"][2] < 0.9 and found["AP-1"][3] > 0.05
+
+
+def test_profile_by_hand():
+    assert tool.profile("AWN").tolist() == [[.75, -.25, -.25, -.25], [.25, -.25, -.25, .25], [0, 0, 0, 0]]
+
+
+def test_motifs_of_a_model(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    tok = Tokenizer.train(["ACGTACGTAACCGGTT" * 9], 280)
+    tok.save(str(tmp_path / "tokenizer.json"))
+    for motifs in (0, 3):
+        model = GPT(GPTConfig(len(tok), 16, 1, 1, 8, motifs=motifs))
+        save_checkpoint(tmp_path / "best.pt", model, tokenizer_sha256=file_sha256(str(tmp_path / "tokenizer.json")))
+        if not motifs:
+            with pytest.raises(ValueError, match="a model without motif filters: train it with --motifs=128"):
+                tool.main(["--motifs", str(tmp_path)])
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr(tool, "SHUFFLED", 5)
+    tool.main(["--motifs", str(tmp_path)])
+    monkey.undo()
+    printed = capsys.readouterr().out
+    assert "TATA box" in printed and printed.endswith(f"wrote {tmp_path}/motifs.png\n")
+    assert (tmp_path / "motifs.png").stat().st_size > 10_000
