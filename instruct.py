@@ -57,6 +57,7 @@ class InstructConfig(RunConfig):
     learning_rate: float = 2e-3     # the highest, reached after the warmup
     eval_interval: int = 250        # steps between evaluations, each with a checkpoint
     prompt_loss: bool = False       # a loss on the prompt too, as in the paper
+    undo_merges: float = 0.0        # share of a row's DNA tokens that are split in two
     val_fraction: float = 0.02      # share of the rows held out, to choose best.pt
     mix_instructions: bool = False  # in a batch, for a GPU: few shapes, no prefix
     compile: str = "no"             # auto, yes, no: torch.compile; row lengths vary
@@ -191,6 +192,33 @@ def epoch_batches(rows, batch_size, balance, seed, mix_instructions=False):
         "" if mix_instructions else rows[i].instruction, len(rows[i].prompt)))
     batches = [drawn[i:i + batch_size] for i in range(0, len(drawn), batch_size)]
     return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def dna_parts(tok):
+    """-> the two tokens that each DNA token was merged from, (V, 2); -1 for bases and
+    for tokens that are not DNA"""
+    parts = np.full((len(tok), 2), -1)
+    for left, right, new in tok.merges:
+        if set(tok.decode([new])) <= set("ACGT"):
+            parts[new] = left, right
+    return parts
+
+
+def undo_merges(row, rng, parts, share, block_size):
+    """Split a share of a row's DNA tokens into the two that each was merged from. So a
+    row is cut differently whenever it is drawn, and the model cannot learn it by its
+    tokens. (BPE-dropout, Provilkov et al., 2020, leaves out merges while it encodes.)
+
+    -> a Row; the same one if the split one would not fit into block_size tokens
+    """
+    ids = row.prompt
+    is_split = (parts[ids, 0] >= 0) & (rng.random(len(ids)) < share)
+    prompt = np.repeat(ids, 1 + is_split)
+    # where the second part of each split token is
+    second = np.cumsum(1 + is_split)[is_split] - 1
+    prompt[second - 1], prompt[second] = parts[ids[is_split]].T
+    fits = len(prompt) + len(row.response) <= block_size
+    return row._replace(prompt=prompt) if fits else row
 
 
 ROUND_TO = 32   # tokens; rows of mixed batches are padded to a multiple: few shapes
@@ -369,10 +397,10 @@ def hold_out(examples, cfg):
     return [examples[i] for i in order[:n_val]], train + other_strand(train)
 
 
-def plan_batches(rows, cfg, machine, collate):
+def plan_batches(rows, cfg, machine, collate, vary=None):
     """-> (cfg with its max_steps, the function from a step to this process's
     micro-batches that fit() wants). Of n batches an epoch, batch k of the run is batch
-    k % n of epoch k // n."""
+    k % n of epoch k // n. vary(row, rng) -> the row as it is drawn this time."""
     n = math.ceil(len(rows) / cfg.batch_size)
     accumulation = cfg.gradient_accumulation_steps
     if not cfg.max_steps:
@@ -383,10 +411,17 @@ def plan_batches(rows, cfg, machine, collate):
         return epoch_batches(rows, cfg.batch_size, cfg.balance, (cfg.seed, e),
                              cfg.mix_instructions)
 
+    def batch(k):
+        drawn = [rows[i] for i in epoch(k // n)[k % n]]
+        if vary:
+            rng = np.random.default_rng((cfg.seed, 0, k))
+            drawn = [vary(row, rng) for row in drawn]
+        return collate(drawn)
+
     def make(step):
         first = step * accumulation
         share = range(first + machine.rank, first + accumulation, machine.world)
-        return [collate([rows[i] for i in epoch(k // n)[k % n]]) for k in share]
+        return [batch(k) for k in share]
 
     # while a step is computed, a thread makes the batches of the next one
     thread, coming = ThreadPoolExecutor(1), {}
@@ -440,7 +475,11 @@ def tune(model, tok, examples, max_len, cfg, machine, extra):
     # batches and their loss
     to_batch = functools.partial(collate, prompt_loss=cfg.prompt_loss,
                                  mix_instructions=cfg.mix_instructions)
-    cfg, batches = plan_batches(train, cfg, machine, to_batch)
+    vary = None
+    if cfg.undo_merges:
+        vary = functools.partial(undo_merges, parts=dna_parts(tok), block_size=block_size,
+                                 share=cfg.undo_merges)
+    cfg, batches = plan_batches(train, cfg, machine, to_batch, vary)
 
     def evaluate():
         return {"val_loss": held_out_loss(model, val_rows, to_batch, cfg, machine)}

@@ -41,7 +41,7 @@ TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "
 POSITIVE = ("batch_size gradient_accumulation_steps n_layer n_head n_embd block_size "
             "vocab_size eval_interval log_interval learning_rate tokenizer_mb "
             "val_fraction num_samples max_new_tokens").split()
-AT_MOST_1 = "dropout val_fraction balance".split()
+AT_MOST_1 = "dropout val_fraction balance undo_merges".split()
 # These texts are one of a few.
 CHOICES = {"optimizer": ("muon", "adamw"), "dtype": ("auto", "float32", "bfloat16"),
            "compile": ("auto", "yes", "no")}

@@ -144,15 +144,49 @@ def test_mixed_batches():
         torch.testing.assert_close(mixed, prefixed)
 
 
-def test_batches_made_ahead():
+def vary(row, rng):
+    return row._replace(prompt=rng.permutation(row.prompt))
+
+
+@pytest.mark.parametrize("vary", [None, vary])
+def test_batches_made_ahead(vary):
     """In whatever order fit() asks for them, as after a resume"""
-    rows = [row([i] * 3, [0]) for i in range(40)]
+    rows = [row([i, 50, 60], [0]) for i in range(40)]
     cfg = InstructConfig(batch_size=4, gradient_accumulation_steps=2, max_steps=9)
-    plan = instruct.plan_batches(rows, cfg, CPU, collate)[1]
-    fresh = [instruct.plan_batches(rows, cfg, CPU, collate)[1](step) for step in range(9)]
+    plan = instruct.plan_batches(rows, cfg, CPU, collate, vary)[1]
+    fresh = [instruct.plan_batches(rows, cfg, CPU, collate, vary)[1](step) for step in range(9)]
     for step in (0, 1, 2, 5, 6, 8):
         for batch, expected in zip(plan(step), fresh[step], strict=True):
             assert all(map(torch.equal, batch, expected))
+
+
+def test_undo_merges():
+    """A split row has the same text. DNA tokens become the two that they were merged from."""
+    tok = Tokenizer.train([random_dna(5000), "the theme of the thesis " * 50], 400)
+    parts = instruct.dna_parts(tok)
+    for left, right, new in tok.merges:
+        is_dna = set(tok.decode([new])) <= set("ACGT")
+        assert parts[new].tolist() == ([left, right] if is_dna else [-1, -1])
+    assert (parts >= 0).all(axis=1).sum() > 50 and (parts[:257] == -1).all()
+
+    prompt = np.array(tok.encode("the theme: " + random_dna(300)))
+    drawn = Row(prompt, np.array([5, 0]), "", "")
+    can_split = (parts[prompt, 0] >= 0).sum()
+    lengths = []
+    for seed in range(20):
+        def undo(share, block_size=1024):
+            return instruct.undo_merges(drawn, np.random.default_rng(seed), parts, share, block_size)
+        assert undo(0.0).prompt.tolist() == prompt.tolist()
+        whole = [part for i in prompt for part in (parts[i] if parts[i, 0] >= 0 else [i])]
+        assert undo(1.0).prompt.tolist() == whole and len(whole) == len(prompt) + can_split
+        some = undo(0.3).prompt
+        assert tok.decode(some) == tok.decode(prompt)
+        lengths.append(len(some) - len(prompt))
+        # it must fit into the context together with its response
+        assert undo(1.0, len(whole) + 2).prompt.tolist() == whole
+        assert undo(1.0, len(whole) + 1) is drawn
+    assert abs(sum(lengths) / len(lengths) - 0.3 * can_split) < 0.1 * can_split
+    assert len(set(lengths)) > 3
 
 
 @pytest.mark.parametrize("balance,expected", [(0.0, {"a": 800, "b": 200}), (1.0, {"a": 500, "b": 500}),
