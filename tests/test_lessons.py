@@ -138,7 +138,10 @@ def test_modalities(tok):
              for _, kind in tokens}
     assert kinds["dna"] == "GGGCTATAAAAGGGC" and "both" not in kinds
     assert "TATA" in kinds["english"] and "CAT" in kinds["english"]
-    assert set(kinds["other"]) <= set(" :,.<>/12")
+    assert set(kinds["other"]) <= set(" :,.<>/12é")
+    for text in ("é", "你好", "🧬", "ДНК"):
+        assert {k for _, k in lesson.modalities(tok, text)} == {"other"}
+        assert {lesson.modality_of(tok.bytes_of[i]) for i in tok.encode(text)} == {"other"}
     none = Tokenizer.train(["see ACGTACGTACGT."] * 9, 290, "none")
     assert [k for _, k in lesson.modalities(none, "see ACGTACGTACGT.")] == ["both"]
 

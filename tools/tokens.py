@@ -19,11 +19,11 @@ from bpe import (BRANCHES, BYTE_NAME, COMPLETE, MODALITIES, PATTERNS, Tokenizer,
                  spell_out, to_bytes)
 from dna.read import read_fasta, read_lines
 
-# The runs of each alphabet. All other text that has a letter is English.
+# The runs of each alphabet. All other text that has one of A to Z is English.
 RUNS = {name: spell_out(BRANCHES["mixed"], modality.alphabet)
         for name, modality in MODALITIES.items() if modality.alphabet}
 ENGLISH = next(name for name, modality in MODALITIES.items() if not modality.alphabet)
-LETTER = regex.compile(rb"[A-Za-z\x80-\xff]")
+LETTER = regex.compile(b"[A-Za-z]")
 KINDS = [*MODALITIES, "both", "other"]
 
 # Two shades each of a terminal's 256 colours: green, blue, brown, violet; red and grey
@@ -38,7 +38,7 @@ def spell(token):
 
 def modality_of(token):
     """The modality of a token by its bytes alone, as in a vocabulary: that of the
-    alphabet that has them all, "both" if it holds a run, "other" without a letter"""
+    alphabet that has them all, "both" if it holds a run, "other" without A to Z"""
     for name in RUNS:
         if set(token) <= set(MODALITIES[name].alphabet.encode()):
             return name
