@@ -97,7 +97,7 @@ def report(means):
 def draw(means, path):
     """A heat map per label: heads in rows, bases in columns"""
     figure, axes = panels(len(means), 1, 10, 2.8)
-    for axis, (label, weights) in zip(axes[:, 0], means.items()):
+    for axis, (label, weights) in zip(axes, means.items()):
         L, H, N = weights.shape
         heads = [f"{layer}.{head}" for layer, head in np.ndindex(L, H)]
         image = axis.imshow(weights.reshape(L * H, N), aspect="auto", cmap="cividis",
@@ -110,7 +110,7 @@ def draw(means, path):
         for first, letters in MOTIFS.get(label, []):
             for i, letter in enumerate(letters, start=first):
                 axis.text(i - 0.4, -0.8, letter, family="monospace")
-    axes[-1, 0].set_xlabel("base of the input (dotted: the line break in the prompt)")
+    axes[-1].set_xlabel("base of the input (dotted: the line break in the prompt)")
     figure.supylabel("layer.head")
     figure.colorbar(image, ax=axes, extend="max", shrink=0.6,
                     label="attention of the answer, mean over the test rows")

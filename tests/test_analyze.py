@@ -247,11 +247,11 @@ def test_explain(toy, tmp_path, capsys):
     assert lines[1] == f"     1  {BASES}" and lines[3] == "    61  GATTACA"
     assert lines[-1] == f"next: python -m tools.plot --explain {tmp_path}/why.tsv"
     head, rows = table((tmp_path / "why.tsv").read_text())
-    assert head == ["name", "label", "position", "base", "A", "C", "G", "T"]
-    assert [int(row[2]) for row in rows] == list(range(1, 68))
-    assert "".join(row[3] for row in rows) == BASES + "GATTACA"
-    assert all(row[head.index(row[3])] == "0.000000" for row in rows)
-    assert sum(x != "0.000000" for row in rows for x in row[4:]) > 0.9 * 3 * 67
+    assert head == ["name", "question", "label", "position", "base", "A", "C", "G", "T"]
+    assert [int(row[3]) for row in rows] == list(range(1, 68)) and {row[1] for row in rows} == {"Is it?"}
+    assert "".join(row[4] for row in rows) == BASES + "GATTACA"
+    assert all(row[head.index(row[4])] == "0.000000" for row in rows)
+    assert sum(x != "0.000000" for row in rows for x in row[5:]) > 0.9 * 3 * 67
     # a file of it gives the same
     (tmp_path / "x.fa").write_text(f">one\n{BASES}GATTACA\n>two\n{BASES}\n")
     run(capsys, *ask, f"--explain={tmp_path}/x.fa", f"--output={tmp_path}/why.tsv")

@@ -14,9 +14,8 @@ from dna.metrics import read_scores
 from dna.read import reverse_complement
 from model import GPT, GPTConfig, save_checkpoint
 from tools import plot as tool
-from tools.plot import (DNABERT_2, DNAHLM, compare, draw_confusion,
-                        draw_explanation, draw_loss, draw_scores,
-                        read_explanation, read_log, read_mark)
+from tools.plot import (DNABERT_2, DNAHLM, compare, draw_confusion, draw_explanation, draw_loss,
+                        draw_scores, read_explanation, read_log)
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PNG = b"\x89PNG"
@@ -65,8 +64,9 @@ def texts(figure):
 
 def test_read_log(runs):
     """An evaluation happened after the tokens of the training line before it."""
-    assert [e["tokens"] for e in read_log(runs[0])] == [1000, 2000]
-    assert [e["bits_per_base"] for e in read_log(runs[0])] == [2.0, 1.9]
+    curves = read_log(runs[0])
+    assert curves["bits_per_base"] == [(0.001, 2.0), (0.002, 1.9)] and curves["loss"][-1] == (0.002, 5.0)
+    assert set(read_log(runs[1])) == {"loss", "val_loss", "bits_per_base"}
 
 
 def test_loss_of_one_run(runs, tmp_path):
@@ -79,7 +79,8 @@ def test_loss_of_one_run(runs, tmp_path):
 def test_loss_of_two_runs(runs, tmp_path):
     """Each run is named with the loss that it ended with, in the panels that it has."""
     pytest.importorskip("matplotlib")
-    assert {"a: 1.900", "b: 1.800", "a: 2.500", "bits per base", "bits per byte"} <= texts(draw_loss(runs))
+    assert {"a: 1.900", "b: 1.800", "a: 2.500", "bits per base", "bits per byte",
+            "a: 5.200"} <= texts(draw_loss(runs))
     assert plot(*runs).stdout == f"wrote {runs[0]}/loss.png\n"
     assert plot(*runs, "--out=two.svg", cwd=tmp_path).stdout == "wrote two.svg\n"
     assert "<svg" in (tmp_path / "two.svg").read_text()
@@ -91,8 +92,20 @@ def test_panels_follow_from_the_log(tmp_path):
                                    "bits_per_residue": 4.0})
     pytest.importorskip("matplotlib")
     figure = draw_loss([a])
-    assert {"bits per base", "bits per residue"} <= texts(figure) and len(figure.axes) == 2
+    assert {"bits per base", "bits per residue"} <= texts(figure) and len(figure.axes) == 3
     assert "bits per byte" not in texts(figure)
+
+
+def test_loss_of_tuning(tmp_path):
+    """It has no bits: one panel, with the loss of training and that of held-out rows."""
+    pytest.importorskip("matplotlib")
+    a = write_log(tmp_path / "a", {"step": 5, "tokens": 1000, "loss": 0.5}, {"step": 9, "tokens": 2000, "loss": 0.25},
+                  {"step": 9, "val_loss": 0.75})
+    axis, = draw_loss([a]).axes
+    training, held_out = axis.lines
+    assert training.get_xydata().tolist() == [[0.001, 0.5], [0.002, 0.25]]
+    assert held_out.get_xydata().tolist() == [[0.002, 0.75]] and held_out.get_label() == "a: 0.750"
+    assert training.get_alpha() < 1 and "training" in axis.get_title()
 
 
 def test_log_without_evaluation_is_refused(tmp_path):
@@ -124,9 +137,25 @@ def test_scores(tmp_path):
         "talk": {"n": 9, "mcc": None, "exact_match": 0.2}})
     b = write_scores(tmp_path / "bare", {"tf_0": {"mcc": 0.3}, "elsewhere": {"mcc": 0.9}})
     shown = texts(draw_scores([a, b]))
-    assert {"tuned", "bare", "tf_0", "tf_1", "6-mer baseline", "CNN baseline",
+    assert {"tuned", "bare", "tf_0", "tf_1", "elsewhere", "6-mers", "CNN",
             "DNABERT-2"} <= shown
-    assert not {"talk", "elsewhere", "DNAHLM, the paper"} & shown
+    assert "talk" not in shown
+
+
+def test_runs_of_the_same_name(tmp_path):
+    """One run, if it was scored on different tasks; else nobody could tell them apart."""
+    pytest.importorskip("matplotlib")
+    for world in "ab":
+        (tmp_path / world).mkdir()
+    a = write_scores(tmp_path / "a/mixed", {"tf_0": {"mcc": 0.5}})
+    b = write_scores(tmp_path / "b/mixed", {"splice": {"mcc": 0.25}})
+    none = write_scores(tmp_path / "b/none", {"splice": {"mcc": 0.125}})
+    figure = draw_scores([a, f"{b}/scores.json", none])
+    lines = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].lines}
+    assert lines["mixed"] == [[0.5, pytest.approx(0.2)], [0.25, pytest.approx(1.2)]]
+    assert lines["none"] == [[0.125, pytest.approx(0.8)]]
+    with pytest.raises(ValueError, match="b/mixed: another run has its name: rename its folder"):
+        draw_scores([b, none, b])
 
 
 def test_published_figures_have_the_names_of_the_logs():
@@ -156,27 +185,56 @@ def test_confusion(tmp_path):
 
 # -- which bases matter
 
-WHY = ("name\tlabel\tposition\tbase\tA\tC\tG\tT\n"
-       "s\tyes\t1\tG\t-3\t-1\t0\t-2\n" "s\tyes\t2\tN\t1\t0\t0\t1\n" "t\tno\t1\tA\t0\t1\t1\t1\n")
+WHY = ("name\tquestion\tlabel\tposition\tbase\tA\tC\tG\tT\n"
+       "s\tis_it\tyes\t1\tG\t-3\t-1\t0\t-2\n" "s\tis_it\tyes\t2\tN\t1\t0\t0\t1\n"
+       "t\tis_it\tno\t1\tA\t0\t1\t1\t1\n")
+
+
+def heights(axis):
+    """-> (bottom, top) of each letter drawn as a shape"""
+    return [(box.y0, box.y1) for box in (patch.get_path().get_extents() for patch in axis.patches)]
 
 
 def test_explanation(tmp_path):
-    """A letter as high as the mean change, hanging where it is negative; a panel per sequence."""
+    """A letter stands as high as the log-odds fall, and hangs where they rise; a panel per sequence."""
     pytest.importorskip("matplotlib")
     (tmp_path / "why.tsv").write_text(WHY)
     sequences = read_explanation(str(tmp_path / "why.tsv"))
-    assert sequences == [("s", "yes", [("G", -2.0), ("N", 0.5)]), ("t", "no", [("A", 1.0)])]
-    figure = draw_explanation(str(tmp_path / "why.tsv"), [read_mark("box:1-2")])
-    assert {"s: yes", "t: no", "box", "G", "N", "A"} <= texts(figure)
+    assert sequences == [("s: yes, is_it", [{"G": 2.0}, {"N": -0.5}]), ("t: no, is_it", [{"A": -1.0}])]
+    figure = draw_explanation(str(tmp_path / "why.tsv"), [("box", "1", "2")])
+    assert {"s: yes, is_it", "t: no, is_it", "box", "G", "N", "A"} <= texts(figure)
+    assert heights(figure.axes[0]) == [pytest.approx((0, 2)), pytest.approx((-0.5, 0))]
     letters = [patch.get_path().get_extents() for patch in figure.axes[0].patches]
-    assert [(b.y0, b.y1) for b in letters] == [pytest.approx((-2, 0)), pytest.approx((0, 0.5))]
     assert [(b.x0 + b.x1) / 2 for b in letters] == pytest.approx([1, 2])
+
+
+def test_lines_of_an_explanation(tmp_path):
+    """A sequence is shared out evenly: no line is nearly empty. A mark is where its bases are."""
+    pytest.importorskip("matplotlib")
+    rows = "".join(f"s\tis_it\tyes\t{i}\tA\t0\t-1\t-1\t-1\n" for i in range(1, 77))
+    (tmp_path / "why.tsv").write_text(WHY.partition("\n")[0] + "\n" + rows)
+    figure = draw_explanation(str(tmp_path / "why.tsv"), [("box", 36, 40)])
+    assert [len(axis.patches) for axis in figure.axes] == [38, 38]
+    first, second = (axis.get_xlim() for axis in figure.axes)
+    assert first == pytest.approx((0.4, 38.6)) and second == pytest.approx((38.4, 76.6))
+    assert "s: yes, is_it" == figure.axes[0].get_title(loc="left") and not figure.axes[1].get_title(loc="left")
+    box, = (text for text in figure.axes[1].texts if text.get_text() == "box")
+    assert box.get_position()[0] == 38 and box.get_clip_on()
+
+
+def test_logo():
+    """Letters on top of each other, the highest uppermost."""
+    pytest.importorskip("matplotlib")
+    _, (axis,) = tool.panels(1, 1, 1, 1)
+    tool.draw_logo(axis, [{"A": 3, "C": 1}, {"T": -2}], first=5)
+    assert heights(axis) == [pytest.approx(pair) for pair in ((0, 1), (1, 4), (-2, 0))]
+    assert [patch.get_path().get_extents().x0 for patch in axis.patches] == pytest.approx([4.55, 4.55, 5.55])
 
 
 def test_explanation_as_a_command(tmp_path):
     pytest.importorskip("matplotlib")
     (tmp_path / "why.tsv").write_text(WHY)
-    run = plot("--explain", "why.tsv", "--mark", "TATA box:1-2", cwd=tmp_path)
+    run = plot("--explain", "why.tsv", "--mark", "TATA box", "1", "2", cwd=tmp_path)
     assert run.stdout == "wrote why.png\n" and run.returncode == 0, run.stderr
     (tmp_path / "packed.tsv.gz").write_bytes(gzip.compress(WHY.encode()))
     assert plot("--explain", "packed.tsv.gz", cwd=tmp_path).stdout == "wrote packed.png\n"
@@ -184,10 +242,10 @@ def test_explanation_as_a_command(tmp_path):
 
 def test_sequences_of_the_same_name(tmp_path):
     (tmp_path / "why.tsv").write_text(WHY + WHY.partition("\n")[2])
-    assert [len(bases) for *_, bases in read_explanation(str(tmp_path / "why.tsv"))] == [2, 1, 2, 1]
-    (tmp_path / "many.tsv").write_text(WHY.partition("\n")[0] + "\n" + 61 * "t\tno\t1\tA\t0\t1\t1\t1\n")
-    with pytest.raises(ValueError, match="61 sequences of 61 lines in all are too many"):
-        draw_explanation(str(tmp_path / "many.tsv"))
+    assert [len(columns) for _, columns in read_explanation(str(tmp_path / "why.tsv"))] == [2, 1, 2, 1]
+    (tmp_path / "many.tsv").write_text(WHY.partition("\n")[0] + "\n" + 61 * "t\tis_it\tno\t1\tA\t0\t1\t1\t1\n")
+    with pytest.raises(ValueError, match="61 lines of sequences are too many for a picture"):
+        draw_explanation(str(tmp_path / "many.tsv"), [])
 
 
 @pytest.mark.parametrize("text, message", [
@@ -197,9 +255,6 @@ def test_wrong_explanations_are_refused(tmp_path, text, message):
     (tmp_path / "why.tsv").write_text(text)
     with pytest.raises(ValueError, match=f"why.tsv: .*{message}"):
         read_explanation(str(tmp_path / "why.tsv"))
-    assert read_mark("a:b:1-2") == ("a:b", 1, 2)
-    with pytest.raises(ValueError, match="--mark=box: write NAME:FIRST-LAST"):
-        read_mark("box")
 
 
 # -- the table

@@ -200,7 +200,8 @@ def explain(s, path, question):
     else:
         records = [("sequence", clean_dna(path, "explain"))]
 
-    table = [tsv("name", "label", "position", "base", *"ACGT")]
+    table = [tsv("name", "question", "label", "position", "base", *"ACGT")]
+    asked = question.get("task", question["instruction"])
     for name, sequence in records:
         if not stretches(sequence):
             print(f"{name}: no label ({note(sequence)})")
@@ -209,7 +210,7 @@ def explain(s, path, question):
         label, remarks = question["choices"][k], note(sequence, len(changes))
         print(f"{name}: {label}, log-odds {odds:.2f}" + (remarks and f" ({remarks})"))
         show(sequence, mean_changes(sequence, changes))
-        table += [tsv(name, label, i, sequence[i - 1], *x)
+        table += [tsv(name, asked, label, i, sequence[i - 1], *x)
                   for i, x in enumerate(changes.tolist(), start=1)]
     print("Replacing the base lowers the log-odds of the label: # by at least half of "
           "the largest change,\n: by a fifth; + raises them by a fifth.")

@@ -6,27 +6,35 @@ Draw runs, or print their scores side by side.
     python -m tools.plot --scores out/my-instruct       # MCC per task, to scores.png
     python -m tools.plot --confusion out/my-instruct    # the labels taken for each other
     python -m tools.plot --compare out/a out/b+out/c    # a table; b+c: mean ± std
-    python -m tools.plot --explain why.tsv --mark "TATA box:80-88"  # bases that matter
+    python -m tools.plot --explain why.tsv --mark "TATA box" 80 88  # bases that matter
     python -m tools.plot --motifs out/my                # what the motif filters look for
 
-The loss comes from log.jsonl: bits per base, per byte, and whatever else train.py logs.
-Scores come from scores.json. `sample.py --explain` writes why.tsv. Pictures need
-matplotlib (`pip install matplotlib`), and the table does not.
+The loss comes from the log.jsonl of train.py or instruct.py. Scores come from
+scores.json. `sample.py --explain` writes why.tsv. Pictures need matplotlib (`pip install
+matplotlib`), and the table does not.
 """
 import argparse
 import csv
 import math
 import os
-import re
+from collections import defaultdict
 
 import numpy as np
 
 import config
 from config import require
-from dna.metrics import align, read_scores
+from dna.metrics import HEADS, align, read_scores
 from dna.read import read_lines, reverse_complement
 from dna.toy import CODES, MOTIFS
 from train import load_model
+
+try:
+    from matplotlib.figure import Figure
+    from matplotlib.patches import PathPatch
+    from matplotlib.textpath import TextPath
+    from matplotlib.transforms import Bbox, BboxTransform
+except ModuleNotFoundError:
+    Figure = None       # the table needs none
 
 # MCC on GUE, under the task names that prepare.py gives. The DNAHLM paper's are
 # recomputed from its published answers, on a random split of its own (Wang Liang, 2024,
@@ -42,61 +50,66 @@ DNABERT_2 = {
 }
 
 
-def panels(rows, columns, width, height):
-    """-> a figure and its axes (rows, columns), each of width x height inches"""
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise ValueError("matplotlib is missing, which draws the pictures: "
-                         "pip install matplotlib") from None
+def panels(n, columns, width, height):
+    """-> a figure and its n axes, in so many columns, each of width x height inches"""
+    require(Figure, "matplotlib is missing, which draws the pictures: pip install "
+            "matplotlib")
+    rows = math.ceil(n / columns)
     figure = Figure((width * columns, height * rows), dpi=150, layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axis in axes[n:]:
+        axis.set_visible(False)
+    return figure, axes[:n]
 
 
 def run_name(path):
-    """-> the name of a run in a legend: out/laptop/ -> laptop"""
-    return os.path.basename(os.path.normpath(path))
+    """-> the name of a run in a legend: out/laptop/scores.json -> laptop"""
+    return os.path.basename(os.path.normpath(path.removesuffix("scores.json")))
 
 
 # --------------------------------------------------------------------------------------
 # The loss
 
 def read_log(folder):
-    """-> the evaluations of a pretraining run, a list of dicts with "tokens" (seen so
-    far) and "bits_per_base" or other units"""
+    """-> the curves of a run: {"loss": that of training, "val_loss": of held-out text,
+    "bits_per_base": ...}, each a list of (millions of tokens predicted so far, value)"""
     path = os.path.join(folder, "log.jsonl")
-    tokens, evaluations = 0, []
+    tokens, curves = 0, defaultdict(list)
     for number, text in read_lines(path):
         try:
             line = config.parse_json(text)
         except ValueError:
             raise ValueError(f"{path}: line {number}: not JSON: was the file cut short? "
                              "Remove that line") from None
-        # an evaluation follows the training line that says how many tokens were seen
+        # an evaluation follows the training line that says how many tokens there were
         tokens = line.get("tokens", tokens)
-        if any(line[key] for key in line if key.startswith("bits_per_")):
-            evaluations.append(line | {"tokens": tokens})
-    require(evaluations, f"{path}: no evaluation of held-out text in it: give a folder "
-            "that train.py wrote, after eval_interval steps or more")
-    return evaluations
+        for key, value in line.items():
+            if value is not None and ("loss" in key or "bits" in key):
+                curves[key].append((tokens / 1e6, value))
+    require("val_loss" in curves, f"{path}: no evaluation of held-out text in it: give "
+            "a run that has made eval_interval steps")
+    return curves
 
 
 def draw_loss(folders):
-    """-> a figure of pretraining runs: a panel for each unit of the loss, and in it a
-    line for each run"""
+    """-> a figure of runs: a panel for each unit that held-out text has bits of, and one
+    for its loss, with that of training as a pale line. Each run has a colour."""
     logs = [read_log(folder) for folder in folders]
-    units = sorted({key for log in logs for line in log for key in line
-                    if key.startswith("bits_per_") and line[key]})
-    figure, axes = panels(1, len(units), 4.5, 3.4)
-    for axis, unit in zip(axes[0], units):
+    keys = sorted({key for log in logs for key in log if key != "loss"})
+    figure, axes = panels(len(keys), len(keys), 4.5, 3.4)
+    for axis, key in zip(axes, keys):
+        title = key.replace("_", " ")
         for i, (folder, log) in enumerate(zip(folders, logs)):
-            points = [(line["tokens"] / 1e6, line[unit]) for line in log
-                      if line.get(unit)]
-            if points:
+            if key == "val_loss":
+                title = "loss, nats per token (pale: training)"
+                axis.plot(*zip(*log["loss"]), color=f"C{i}", alpha=0.3, linewidth=1)
+                axis.set_yscale("log", subs=[2, 3, 5, 7])
+                axis.yaxis.set(major_formatter="{x:g}", minor_formatter="{x:g}")
+            if key in log:
                 # the name of the run, and the loss that it ended with
-                label = f"{run_name(folder)}: {points[-1][1]:.3f}"
-                axis.plot(*zip(*points), ".-", color=f"C{i}", label=label)
-        axis.set(title=unit.replace("_", " "), xlabel="tokens seen, millions")
+                label = f"{run_name(folder)}: {log[key][-1][1]:.3f}"
+                axis.plot(*zip(*log[key]), ".-", color=f"C{i}", label=label)
+        axis.set(title=title, xlabel="tokens predicted, millions")
         axis.legend(frameon=False)
         axis.grid(alpha=0.3)
     return figure
@@ -106,38 +119,41 @@ def draw_loss(folders):
 # The scores
 
 def draw_scores(paths):
-    """-> a figure of the MCC of the first run's tasks: of each run with its 95%
-    interval, of the first run's baselines, and of what was published
+    """-> a figure of the MCC of each task: of each run with its 95% interval, of the
+    baselines, and of what was published
 
-    paths: scores.json files or their folders
+    paths: scores.json files or their folders. Those of the same name are one run,
+    scored on different tasks
     """
-    runs = [read_scores(path) for path in paths]
-    first = runs[0]
-    y = {task: i for i, task in enumerate(sorted(first, reverse=True))}
-    figure, ((axis,),) = panels(1, 1, 8, 1.2 + 0.27 * len(y))
+    runs, known = defaultdict(dict), {}
+    for path in paths:
+        run, scores = runs[run_name(path)], read_scores(path)
+        require(not run.keys() & scores.keys(),
+                f"{path}: another run has its name: rename its folder")
+        run |= scores
+        known = scores | known
+    y = {task: i for i, task in enumerate(sorted(known, reverse=True))}
+    height = 1.2 + (0.2 + 0.07 * len(runs)) * len(y)
+    figure, (axis,) = panels(1, 1, 8, height)
 
     def draw(label, mccs, shift=0, **style):
         """A mark for each task. mccs: {task: MCC}; shift: added to y"""
-        tasks = [task for task in mccs if task in y]
-        if tasks:
-            axis.plot([mccs[task] for task in tasks],
-                      [y[task] + shift for task in tasks],
-                      linestyle="", label=label, **style)
+        points = [(mcc, y[task] + shift) for task, mcc in mccs.items() if task in y]
+        axis.plot(*zip(*points), linestyle="", label=label, **style)
 
     # the runs, each a little below the one before, with lines as long as the intervals
-    for i, (path, scores) in enumerate(zip(paths, runs)):
-        shift, color = 0.2 * ((len(runs) - 1) / 2 - i), f"C{i}"
-        mccs = {task: s["mcc"] for task, s in scores.items()}
-        draw(run_name(path), mccs, shift, marker="o", color=color)
-        for task in scores.keys() & y.keys():
-            if interval := scores[task].get("mcc_interval"):
+    for i, (name, scores) in enumerate(runs.items()):
+        shift, color = 0.4 - 0.8 * (i + 0.5) / len(runs), f"C{i}"
+        draw(name, {task: s["mcc"] for task, s in scores.items()}, shift, marker="o",
+             markersize=5, color=color)
+        for task, s in scores.items():
+            if interval := s.get("mcc_interval"):
                 axis.hlines(y[task] + shift, *interval, color=color, linewidth=2)
 
     # what they are compared with
-    for key, label, marker in (("kmer_mcc", "6-mer baseline", "|"),
-                               ("cnn_mcc", "CNN baseline", "+")):
-        mccs = {task: s[key] for task, s in first.items() if key in s}
-        draw(label, mccs, marker=marker, markersize=12, color="black")
+    for key, marker in (("kmer_mcc", "|"), ("cnn_mcc", "+")):
+        mccs = {task: s[key] for task, s in known.items() if key in s}
+        draw(HEADS[key], mccs, marker=marker, markersize=12, color="black")
     draw("DNAHLM, the paper", DNAHLM, marker="x", color="tab:red")
     draw("DNABERT-2", DNABERT_2, marker="D", fillstyle="none", color="tab:gray")
 
@@ -158,11 +174,8 @@ def draw_confusion(path):
     scores = {task: s for task, s in read_scores(path).items() if s.get("confusion")}
     require(scores, f"{path}: no confusion matrix in it: score the model again, by "
             "instruct.py --epochs=0 --out_dir=NEW, and give that folder")
-    columns = min(4, len(scores))
-    figure, axes = panels(math.ceil(len(scores) / columns), columns, 3.2, 2.7)
-    for axis in axes.flat[len(scores):]:
-        axis.set_visible(False)
-    for axis, (task, s) in zip(axes.flat, scores.items()):
+    figure, axes = panels(len(scores), min(4, len(scores)), 3.2, 2.7)
+    for axis, (task, s) in zip(axes, scores.items()):
         # the shades, the same for all tasks
         counts = np.array(s["confusion"])
         shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
@@ -218,24 +231,45 @@ def cell(mccs):
 
 
 # --------------------------------------------------------------------------------------
-# Which bases matter
+# Sequence logos: which bases matter
 
 # Okabe and Ito, 2008
 COLOURS = {"A": "#009E73", "C": "#0072B2", "G": "#E69F00", "T": "#D55E00"}
-PER_ROW = 60        # bases
+PER_ROW = 75        # bases at most
+
+
+def draw_logo(axis, columns, first=1):
+    """Draw a sequence logo: letters on top of each other, the highest uppermost. A
+    letter of negative height hangs from 0, upright.
+
+    columns: {letter: height} of each position, from x = first on
+    """
+    for x, column in enumerate(columns, start=first):
+        top = 0
+        for letter in sorted(column, key=column.get):
+            glyph = TextPath((0, 0), letter, prop={"weight": "bold"})
+            low, top = sorted([top, top + column[letter]])
+            box = Bbox([[x - 0.45, low], [x + 0.45, top]])
+            path = BboxTransform(glyph.get_extents(), box).transform_path(glyph)
+            color = COLOURS.get(letter, "gray")
+            axis.add_patch(PathPatch(path, color=color, linewidth=0))
+    axis.autoscale()
 
 
 def read_explanation(path):
-    """path: what sample.py --explain wrote -> a list of (name, label, bases), where
-    bases is a list of (base, mean change over the three bases in its place)"""
+    """path: what sample.py --explain wrote -> a list of (title, columns of a logo), a
+    letter as high as the log-odds of the label fall when it is replaced, the mean over
+    the three others"""
     sequences = []
     lines = (line for _, line in read_lines(path))
     for number, line in enumerate(csv.DictReader(lines, delimiter="\t"), start=2):
         try:
-            changes = [float(line[base]) for base in "ACGT" if base != line["base"]]
+            base = line["base"]
+            falls = [-float(line[other]) for other in "ACGT" if other != base]
             if int(line["position"]) == 1:
-                sequences.append((line["name"], line["label"], []))
-            sequences[-1][2].append((line["base"], np.mean(changes)))
+                title = f"{line['name']}: {line['label']}, {line['question']}"
+                sequences.append((title, []))
+            sequences[-1][1].append({base: np.mean(falls)})
         except (KeyError, TypeError, ValueError, IndexError):
             raise ValueError(f"{path}: line {number}: not what sample.py --explain "
                              "wrote") from None
@@ -243,60 +277,43 @@ def read_explanation(path):
     return sequences
 
 
-def read_mark(text):
-    """"TATA box:80-88" -> ("TATA box", 80, 88), positions from 1"""
-    match = re.fullmatch(r"(.+):(\d+)-(\d+)", text)
-    require(match, f"--mark={text}: write NAME:FIRST-LAST")
-    return match[1], int(match[2]), int(match[3])
-
-
-def draw_letter(axis, base, position, value, bottom=0):
-    """A letter between `bottom` and `value` from there, upright either way"""
-    from matplotlib.patches import PathPatch
-    from matplotlib.textpath import TextPath
-    from matplotlib.transforms import Bbox, BboxTransform
-    letter = TextPath((0, 0), base, prop={"family": "DejaVu Sans", "weight": "bold"})
-    place = Bbox([[position - 0.45, bottom + min(value, 0)],
-                  [position + 0.45, bottom + max(value, 0)]])
-    path = BboxTransform(letter.get_extents(), place).transform_path(letter)
-    axis.add_patch(PathPatch(path, color=COLOURS.get(base, "gray"), linewidth=0))
-
-
-def draw_explanation(path, marks=()):
-    """-> a figure in which each base is as high as the mean change of the label's
-    log-odds when it is replaced, 60 bases a row
+def draw_explanation(path, marks):
+    """-> a figure in which each base is as high as the label's log-odds fall when it is
+    replaced
 
     path: what sample.py --explain wrote
-    marks: known elements, as read_mark() returns them
+    marks: known elements, (name, first, last), positions from 1
     """
-    sequences = read_explanation(path)
-    parts = [(sequence, start) for sequence in sequences
-             for start in range(0, len(sequence[2]), PER_ROW)]
-    require(len(parts) <= 60,
-            f"{path}: {len(sequences)} sequences of {len(parts)} lines in all are too many "
-            "for a picture: explain fewer at a time")
-    figure, axes = panels(len(parts), 1, 10, 1.8)
+    # the lines of a sequence have the same number of bases, or one more
+    rows = [(title, columns, part) for title, columns in read_explanation(path)
+            for part in np.array_split(range(len(columns)),
+                                       math.ceil(len(columns) / PER_ROW))]
+    require(len(rows) <= 60, f"{path}: {len(rows)} lines of sequences are too many for "
+            "a picture: explain fewer at a time")
+    figure, axes = panels(len(rows), 1, 10, 1.8)
 
     # one scale for all, with room below for the sequence and above for the marks
-    values = [value for *_, bases in sequences for _, value in bases]
-    low, high = min(values), max(0, *values)
+    values = [columns[i].values() for _, columns, part in rows for i in part]
+    low, high = min(0, *map(min, values)), max(map(max, values))
     room = 0.15 * (high - low or 1)
-    for axis, ((name, label, bases), start) in zip(axes[:, 0], parts):
-        for i, (base, value) in enumerate(bases[start:start + PER_ROW], start=start + 1):
-            draw_letter(axis, base, i, value)
-            axis.text(i, low - room, base, ha="center", va="center", fontsize=8)
-        for what, first, last in marks:
-            if start < first <= start + PER_ROW:
-                axis.hlines(high + room / 2, first - 0.5, last + 0.5, color="black")
-                axis.text((first + last) / 2, high + room, what, ha="center", fontsize=8)
-        axis.set(xlim=(start + 0.4, start + PER_ROW + 0.6),
-                 ylim=(low - 2 * room, high + 2 * room),
-                 xticks=range(start + 10, start + PER_ROW + 1, 10))
+    for axis, (title, columns, part) in zip(axes, rows):
+        draw_logo(axis, [columns[i] for i in part], part[0] + 1)
+        for i in part:
+            axis.text(i + 1, low - room, *columns[i], ha="center", va="center",
+                      fontsize=8)
+        # what lies in another line is clipped
+        for name, *ends in marks:
+            first, last = map(int, ends)
+            axis.hlines(high + room / 2, first - 0.5, last + 0.5, color="black")
+            axis.text((first + last) / 2, high + room, name, ha="center", fontsize=8,
+                      clip_on=True)
+        axis.set(xlim=(part[0] + 0.4, part[-1] + 1.6),
+                 ylim=(low - 2 * room, high + 2 * room))
         axis.axhline(0, color="black", linewidth=0.8)
         axis.grid(alpha=0.3)
-        if start == 0:
-            axis.set_title(f"{name}: {label}", fontsize=10, loc="left")
-    figure.supylabel("change of log-odds when replaced", fontsize=9)
+        if part[0] == 0:
+            axis.set_title(title, fontsize=10, loc="left")
+    figure.supylabel("log-odds lost\nwhen replaced", fontsize=9)
     return figure
 
 
@@ -377,24 +394,15 @@ def draw_motifs(folder):
     print(align(rows))
 
     # the strongest filters, and every filter that a known motif names
-    shown = sorted({*range(min(DRAWN, len(filters))),
-                    *(i for *_, i, _, share in motifs if share < 0.05)})
-    figure, axes = panels(math.ceil(len(shown) / 8), 8, 1.7, 1.1)
-    for axis in axes.flat:
+    named = [(i, f"{name} {r:.2f}") for name, _, i, r, share in motifs if share < 0.05]
+    shown = sorted({*range(min(DRAWN, len(filters))), *(i for i, _ in named)})
+    figure, axes = panels(len(shown), 8, 1.7, 1.1)
+    for axis, i in zip(axes, shown):
         axis.set_axis_off()
-    for axis, i in zip(axes.flat, shown):
-        # the letters that are above 0, the highest on top
-        heights = filters[i].clip(min=0)
-        for position, column in enumerate(heights):
-            bottom = 0
-            for k in np.argsort(column):
-                if column[k] > 0:
-                    draw_letter(axis, "ACGT"[k], position, column[k], bottom)
-                    bottom += column[k]
-        names = [f"{name} {r:.2f}" for name, _, best, r, share in motifs
-                 if best == i and share < 0.05]
+        # the letters that are above 0
+        draw_logo(axis, [dict(zip("ACGT", column)) for column in filters[i].clip(min=0)])
+        names = [name for best, name in named if best == i]
         axis.set_title(f"{i}  {', '.join(names)}", fontsize=7)
-        axis.set(xlim=(-0.6, filters.shape[1] - 0.4), ylim=(0, heights.sum(axis=1).max()))
     return figure
 
 
@@ -418,29 +426,25 @@ def main(argv):
     for kind, what in KINDS.items():
         flags.add_argument(f"--{kind}", dest="kind", action="store_const", const=kind,
                            default="loss", help=what)
-    parser.add_argument("--mark", action="append", default=[], metavar="NAME:FIRST-LAST",
+    parser.add_argument("--mark", action="append", default=[], nargs=3,
+                        metavar=("NAME", "FIRST", "LAST"),
                         help="a known element, to show in the picture of --explain")
     parser.add_argument("--out", metavar="FILE",
                         help="image to write: .png, .svg or .pdf; by default a .png in "
                              "the first folder, or beside the first file")
     args = parser.parse_args(argv)
     first, kind = args.runs[0], args.kind
-    require(len(args.runs) == 1 or kind not in ("confusion", "explain", "motifs"),
-            f"--{kind} draws one at a time: leave out {', '.join(args.runs[1:])}")
-
     if kind == "compare":
         print(compare(args.runs))
         return
-    if kind == "loss":
-        figure = draw_loss(args.runs)
-    elif kind == "scores":
-        figure = draw_scores(args.runs)
-    elif kind == "confusion":
-        figure = draw_confusion(first)
-    elif kind == "motifs":
-        figure = draw_motifs(first)
-    else:
-        figure = draw_explanation(first, [read_mark(text) for text in args.mark])
+
+    # of several runs, or of one
+    of_several = {"loss": draw_loss, "scores": draw_scores}
+    of_one = {"confusion": draw_confusion, "motifs": draw_motifs,
+              "explain": lambda path: draw_explanation(path, args.mark)}
+    require(kind in of_several or len(args.runs) == 1,
+            f"--{kind} draws one at a time: leave out {', '.join(args.runs[1:])}")
+    figure = of_one[kind](first) if kind in of_one else of_several[kind](args.runs)
 
     # in the first folder, or beside the first file
     stem = os.path.join(first, kind) if os.path.isdir(first) else \
