@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# What is a split still worth when the network sees bases? Train with each of the four splits, without
+# and with motif filters, on the toy world or on three real tasks.
+#
+#     bash results/splits.sh toy
+#     bash results/splits.sh real
+#
+# The eight models of a world are of the same size. Each reads the same share of the same text (READ
+# million bases and bytes), and then each row equally often (EPOCHS passes). Only the steps of
+# pretraining differ: the same text has more tokens when it is read base by base. The context holds
+# every prompt of every split whole.
+#
+# A run that has its scores is skipped, so the same command goes on where it was stopped. DNA,
+# ENGLISH and GUE name other input files of the real tasks.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+world=$1
+if [ "$world" = toy ]; then
+    preset=config/toy.toml
+    inputs=()
+    motifs=64
+    block_size=256
+    batch_size=10       # rows, to make the preset's 2,560 tokens a step
+    scored=test
+    read=${READ:-2}
+    epochs=${EPOCHS:-1}
+else
+    preset=config/laptop.toml
+    gue=${GUE:-raw/GUE}
+    inputs=(--dna="${DNA:-raw/genome.fa.gz,raw/yeast.fa.gz}" --english="${ENGLISH:-raw/english.txt}"
+            --tasks="$gue/EMP/H3,$gue/prom/prom_core_tata,$gue/splice/reconstructed")
+    motifs=128
+    block_size=640
+    batch_size=6
+    scored=dev
+    read=${READ:-4}
+    epochs=${EPOCHS:-2}
+fi
+
+for split in mixed mixed6 mixed1 none; do
+    data=data/splits/$world/$split
+    if [ ! -f "$data/meta.json" ]; then
+        python prepare.py "$preset" "${inputs[@]}" --data_dir="$data" --split="$split"
+    fi
+
+    # How many steps the text to read takes, as tokens of this split.
+    steps=$(python -c "
+import json
+train = json.load(open('$data/meta.json'))['bins']['train.bin']
+tokens = train['tokens'] / (train['bases'] + train['bytes']) * $read * 1e6
+print(round(tokens / ($block_size * $batch_size)))")
+
+    for run in "$split" "$split-motifs"; do
+        pretrained=out/splits-pretrained/$world/$run
+        tuned=out/splits/$world/$run
+        if [ -f "$tuned/scores.json" ]; then
+            continue
+        fi
+        filters=0
+        if [ "$run" = "$split-motifs" ]; then
+            filters=$motifs
+        fi
+        python train.py "$preset" --data_dir="$data" --out_dir="$pretrained" --motifs="$filters" \
+            --block_size="$block_size" --batch_size="$batch_size" \
+            --max_steps="$steps" --eval_interval="$steps" --overwrite
+        python instruct.py "$preset" --init_from="$pretrained" --out_dir="$tuned" \
+            --tasks="$data/tasks/*.train.json" --eval_tasks="$data/tasks/*.$scored.json" \
+            --max_steps=0 --epochs="$epochs" --overwrite
+    done
+done
+
+python -m tools.plot --compare "out/splits/$world"/*
+python -m tools.plot --scores out/splits/*/* --out=assets/splits.png
