@@ -2,8 +2,11 @@
 # What is a split still worth when the network sees bases? Train with each of the four splits, without
 # and with motif filters, on the toy world or on three real tasks.
 #
-#     bash results/splits.sh toy
-#     bash results/splits.sh real
+#     bash results/splits.sh toy                          # 15 minutes on two CPU cores
+#     bash results/splits.sh real                         # 50 minutes
+#     READ=1 EPOCHS=0.5 bash results/splits.sh real       # 15 minutes
+#
+# (The times are estimates, for cores with fast bfloat16.)
 #
 # The eight models of a world are of the same size. Each reads the same share of the same text (READ
 # million bases and bytes), and then each row equally often (EPOCHS passes). Only the steps of

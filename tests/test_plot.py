@@ -14,8 +14,9 @@ from dna.metrics import read_scores
 from dna.read import reverse_complement
 from model import GPT, GPTConfig, save_checkpoint
 from tools import plot as tool
-from tools.plot import (DNABERT_2, DNAHLM, compare, draw_confusion, draw_explanation, draw_loss,
-                        draw_scores, read_explanation, read_log)
+from tools.plot import (DNABERT_2, DNAHLM, compare, draw_confusion,
+                        draw_explanation, draw_loss, draw_scores,
+                        read_explanation, read_log)
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PNG = b"\x89PNG"
@@ -99,8 +100,8 @@ def test_panels_follow_from_the_log(tmp_path):
 def test_loss_of_tuning(tmp_path):
     """It has no bits: one panel, with the loss of training and that of held-out rows."""
     pytest.importorskip("matplotlib")
-    a = write_log(tmp_path / "a", {"step": 5, "tokens": 1000, "loss": 0.5}, {"step": 9, "tokens": 2000, "loss": 0.25},
-                  {"step": 9, "val_loss": 0.75})
+    a = write_log(tmp_path / "a", {"step": 5, "tokens": 1000, "loss": 0.5},
+                  {"step": 9, "tokens": 2000, "loss": 0.25}, {"step": 9, "val_loss": 0.75})
     axis, = draw_loss([a]).axes
     training, held_out = axis.lines
     assert training.get_xydata().tolist() == [[0.001, 0.5], [0.002, 0.25]]
@@ -217,7 +218,7 @@ def test_lines_of_an_explanation(tmp_path):
     assert [len(axis.patches) for axis in figure.axes] == [38, 38]
     first, second = (axis.get_xlim() for axis in figure.axes)
     assert first == pytest.approx((0.4, 38.6)) and second == pytest.approx((38.4, 76.6))
-    assert "s: yes, is_it" == figure.axes[0].get_title(loc="left") and not figure.axes[1].get_title(loc="left")
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["s: yes, is_it", ""]
     box, = (text for text in figure.axes[1].texts if text.get_text() == "box")
     assert box.get_position()[0] == 38 and box.get_clip_on()
 
@@ -243,7 +244,8 @@ def test_explanation_as_a_command(tmp_path):
 def test_sequences_of_the_same_name(tmp_path):
     (tmp_path / "why.tsv").write_text(WHY + WHY.partition("\n")[2])
     assert [len(columns) for _, columns in read_explanation(str(tmp_path / "why.tsv"))] == [2, 1, 2, 1]
-    (tmp_path / "many.tsv").write_text(WHY.partition("\n")[0] + "\n" + 61 * "t\tis_it\tno\t1\tA\t0\t1\t1\t1\n")
+    head, *_, last = WHY.splitlines(keepends=True)
+    (tmp_path / "many.tsv").write_text(head + 61 * last)
     with pytest.raises(ValueError, match="61 lines of sequences are too many for a picture"):
         draw_explanation(str(tmp_path / "many.tsv"), [])
 
