@@ -211,52 +211,57 @@ def undo_merges(row, rng, parts, share, block_size):
 
     -> a Row; the same one if the split one would not fit into block_size tokens
     """
+    # which ones; always as many, so that rows of one length stay so
     ids = row.prompt
-    is_split = (parts[ids, 0] >= 0) & (rng.random(len(ids)) < share)
+    can_split = rng.permutation(np.flatnonzero(parts[ids, 0] >= 0))
+    is_split = np.zeros(len(ids), dtype=int)
+    is_split[can_split[:round(share * len(can_split))]] = 1
+
+    # each counts twice; then the copies become the parts
     prompt = np.repeat(ids, 1 + is_split)
-    # where the second part of each split token is
-    second = np.cumsum(1 + is_split)[is_split] - 1
-    prompt[second - 1], prompt[second] = parts[ids[is_split]].T
+    second = np.cumsum(1 + is_split)[is_split > 0] - 1
+    prompt[second - 1], prompt[second] = parts[ids[is_split > 0]].T
     fits = len(prompt) + len(row.response) <= block_size
     return row._replace(prompt=prompt) if fits else row
 
 
-ROUND_TO = 32   # tokens; rows of mixed batches are padded to a multiple: few shapes
+# Each new shape of a batch costs time: oneDNN plans its products, or a GPU's kernels are
+# compiled. So the prefix and the rest of the rows have multiples of so many tokens.
+ROUND_TO, ROUND_MIXED_TO = 8, 32
 
 
-def collate(rows, prompt_loss=False, mix_instructions=False):
+def collate(rows, block_size, prompt_loss=False, mix_instructions=False):
     """Rows -> the arguments of GPT.forward():
 
     idx (B, T), without the prefix; padded on the right
-    targets (N,), the ids of the responses
+    targets (B, R), the ids of the responses, -1 for what else the last R tokens predict
     prefix (P,), which all prompts share; none where instructions are mixed
-    at (N,), the positions in idx.flatten() that predict the targets
 
-    With prompt_loss only idx (B, T) and targets (B, T). The prompts have targets
-    too, and those of the padding are -1.
+    With prompt_loss the prompts have targets too, and there is no prefix.
     """
-    # the tokens
-    P = common_prefix([row.prompt.tolist() for row in rows])
+    # the prefix
+    unit = ROUND_MIXED_TO if mix_instructions else ROUND_TO
+    P = common_prefix([row.prompt.tolist() for row in rows]) // unit * unit
     if prompt_loss or mix_instructions:
         P = 0
+
+    # the tokens after it, and which of them is the first that has a target
     T = max(len(row.prompt) + len(row.response) for row in rows) - P - 1
-    if mix_instructions:
-        T = math.ceil(T / ROUND_TO) * ROUND_TO
+    T = min(math.ceil(T / unit) * unit, block_size - P)
+    first = 0 if prompt_loss else min(len(row.prompt) for row in rows) - P - 1
+    first = first // unit * unit
+
+    # the ids
     idx = torch.zeros(len(rows), T, dtype=torch.long)
     targets = torch.full((len(rows), T), -1)
     for i, row in enumerate(rows):
         ids = np.concatenate([row.prompt[P:], row.response]).astype(np.int64)
         ids = torch.from_numpy(ids)
         idx[i, :len(ids) - 1] = ids[:-1]
-        first = 0 if prompt_loss else len(row.prompt) - P - 1
-        targets[i, first:len(ids) - 1] = ids[first + 1:]
-    if prompt_loss:
-        return idx, targets
-
-    # positions that have a target; found on the CPU, so that the GPU never waits
-    at = (targets.flatten() != -1).nonzero()[:, 0]
+        begin = 0 if prompt_loss else len(row.prompt) - P - 1
+        targets[i, begin:len(ids) - 1] = ids[begin + 1:]
     prefix = torch.from_numpy(rows[0].prompt[:P].astype(np.int64))
-    return idx, targets.flatten()[at], prefix, at
+    return idx, targets[:, first:], prefix
 
 
 # --------------------------------------------------------------------------------------
@@ -458,9 +463,6 @@ def tune(model, tok, examples, max_len, cfg, machine, extra):
     lowest loss on those. extra: as in train.fit()"""
     # rows, to tune on and held out
     block_size = model.config.block_size
-    require(not cfg.mix_instructions or block_size % ROUND_TO == 0,
-            f"mix_instructions pads rows to multiples of {ROUND_TO} tokens, and the "
-            f"context of {cfg.init_from}, {block_size} tokens, is none: tune without it")
     val, train = ([row for row in encode_rows(part, tok, block_size, max_len) if row]
                   for part in hold_out(examples, cfg))
     require(val and train,
@@ -473,7 +475,8 @@ def tune(model, tok, examples, max_len, cfg, machine, extra):
               f"{mean:.0f} tokens each")
 
     # batches and their loss
-    to_batch = functools.partial(collate, prompt_loss=cfg.prompt_loss,
+    to_batch = functools.partial(collate, block_size=block_size,
+                                 prompt_loss=cfg.prompt_loss,
                                  mix_instructions=cfg.mix_instructions)
     vary = None
     if cfg.undo_merges:

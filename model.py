@@ -15,7 +15,7 @@ that end in it, and its place.
 
 Shapes: B batch, T time (tokens), P tokens of a shared prefix, S keys (the cached tokens
 and the new ones), C channels (n_embd), H heads, D head size (C / H), V vocabulary,
-M motif filters.
+M motif filters, R tokens at the end of T.
 """
 import math
 import os
@@ -105,19 +105,21 @@ class CausalSelfAttention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)   # query, key, value
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x, mask=None, cache=None):
+    def forward(self, x, mask=None, cache=None, last=None):
+        """-> (B, R, C), what the last R tokens read; by default all"""
         B, T, C = x.shape
+        R = last or T
         # (B, T, 3C) -> three of (B, H, T, D)
         q, k, v = (part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)
                    for part in self.c_attn(x).split(C, dim=2))
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)                   # (B, H, S, D)
 
-        # (B, H, T, D) x (B, H, D, S) -> (B, H, T, S), x (B, H, S, D) -> (B, H, T, D)
-        y = attention(q, k, v, mask, self.dropout if self.training else 0.0)
+        # (B, H, R, D) x (B, H, D, S) -> (B, H, R, S), x (B, H, S, D) -> (B, H, R, D)
+        y = attention(q[:, :, -R:], k, v, mask, self.dropout if self.training else 0.0)
 
         # the heads side by side again
-        y = y.transpose(1, 2).reshape(B, T, C)
+        y = y.transpose(1, 2).reshape(B, R, C)
         return F.dropout(self.c_proj(y), self.dropout, self.training)
 
 
@@ -143,8 +145,8 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd)
         self.mlp = MLP(config)
 
-    def forward(self, x, mask=None, cache=None):
-        x = x + self.attn(self.ln_1(x), mask, cache)
+    def forward(self, x, mask=None, cache=None, last=None):
+        x = x[:, -(last or x.size(1)):] + self.attn(self.ln_1(x), mask, cache, last)
         x = x + self.mlp(self.ln_2(x))
         return x
 
@@ -212,14 +214,16 @@ class GPT(nn.Module):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         return F.dropout(x, self.config.dropout, self.training)
 
-    def hidden(self, idx, position=None, cache=None):
+    def hidden(self, idx, position=None, cache=None, last=None):
         """The states before the LM head.
 
         idx: (B, T) token ids
         position: (B or 1, T); by default the tokens follow the cached ones, which then
             must have one row and no padding
         cache: a Cache of the tokens before these, to which these are appended
-        -> (B, T, C)
+        last: R, if only the states of the last R tokens are needed. The last block is
+            computed only for those.
+        -> (B, T, C), or (B, R, C)
 
         ValueError if the tokens do not fit into the context.
         """
@@ -229,20 +233,23 @@ class GPT(nn.Module):
                              f"block_size={self.config.block_size}")
         if position is None:
             position = torch.arange(P, P + T, device=idx.device)[None]
+        if cache is None and last:
+            cache = Cache()         # without one, each of the tokens has a query
         ids, mask = (idx, None) if cache is None else cache.append(idx, position)
         x = self.embed(idx, position, ids)
-        for block in self.transformer.h:
+        for block in self.transformer.h[:-1]:
             x = block(x, mask, cache)
+        if last:
+            mask = mask[:, :, -last:]
+        x = self.transformer.h[-1](x, mask, cache, last)
         return self.transformer.ln_f(x)
 
-    def forward(self, idx, targets=None, prefix=None, at=None):
+    def forward(self, idx, targets=None, prefix=None):
         """
         idx: (B, T) token ids
-        targets: (B, T) the id that should follow each token, -1 where none is learned
+        targets: (B, R) the id that should follow each of the last R tokens, -1 where
+            none is learned
         prefix: (P,) tokens that all rows begin with, without a loss; computed only once
-        at: (N,) the positions in idx.flatten() that have a target. Then targets is (N,),
-            and the LM head is computed only there. (Finding them here would make the CPU
-            wait for the GPU.)
 
         -> without targets the logits (B, T, V), and None; with targets None, and the
         mean loss in nats. (Returning the logits too would make a compiled model allocate
@@ -252,14 +259,12 @@ class GPT(nn.Module):
         if prefix is not None and len(prefix):
             cache = Cache()
             self.hidden(prefix[None], cache=cache)
-        x = self.hidden(idx, cache=cache)
         if targets is None:
-            return self.lm_head(x), None
+            return self.lm_head(self.hidden(idx, cache=cache)), None
 
-        x = x.flatten(0, 1)                                         # (B T, C)
-        if at is not None:
-            x = x.index_select(0, at)                               # (N, C)
-        logits, targets = self.lm_head(x).float(), targets.flatten()
+        R = targets.size(1)
+        x = self.hidden(idx, cache=cache, last=R if R < idx.size(1) else None)
+        logits, targets = self.lm_head(x.flatten(0, 1)).float(), targets.flatten()
         total = F.cross_entropy(logits, targets, ignore_index=-1, reduction="sum")
         # a batch without any target has the loss 0, not 0 / 0
         return None, total / (targets != -1).sum().clamp(min=1)
@@ -284,9 +289,11 @@ class GPT(nn.Module):
                            device=self.device)
         position = torch.arange(P, P + T, device=self.device).expand_as(idx)
         position = position.masked_fill(position >= lengths[:, None], Cache.PADDING)
-        x = self.hidden(idx, position, cache)
+        # the states from the end of the shortest prompt on
+        R = P + T - min(map(len, prompts)) + 1
+        x = self.hidden(idx, position, cache, last=R)
         rows = torch.arange(len(prompts), device=self.device)
-        return self.lm_head(x[rows, lengths - P - 1]), cache, lengths
+        return self.lm_head(x[rows, lengths - P - T + R - 1]), cache, lengths
 
     @torch.inference_mode()
     def log_likelihoods(self, prompts, choices):

@@ -46,7 +46,8 @@ def main(argv):
     examples, T = read_examples(cfg.tasks), model.config.block_size
     choices = sorted({choice for e in examples for choice in e.get("choices", [])})
     rows = encode_rows(examples, tok, T, max_prompt_len(tok, choices, T))
-    to_batch = functools.partial(collate, mix_instructions=cfg.mix_instructions)
+    to_batch = functools.partial(collate, block_size=T,
+                                 mix_instructions=cfg.mix_instructions)
     cfg, batches = plan_batches([row for row in rows if row], cfg, machine, to_batch)
 
     # a step stalls if it takes twice the median: something was compiled, or planned

@@ -99,6 +99,9 @@ def find_machine(cfg):
         torch.set_float32_matmul_precision("high")      # TF32
     elif device.type == "cpu":
         keep_memory()
+        # oneDNN plans a product anew for each shape, and by default keeps 1,024 plans. The
+        # batches of tuning have more shapes.
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
         # compiled, the embedding's gradient would be summed in another order each time
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False

@@ -289,9 +289,8 @@ def test_a_prefix_changes_nothing(each_gpt):
     targets[:, :9] = -1
     targets[1, 15:] = -1
     gradients = []
-    at = (targets[:, 7:].flatten() != -1).nonzero()[:, 0]
-    for batch in ((idx, targets), (idx[:, 7:], targets[:, 7:], idx[0, :7]),
-                  (idx[:, 7:], targets[:, 7:].flatten()[at], idx[0, :7], at)):
+    for batch in ((idx, targets), (idx, targets[:, 9:]), (idx[:, 7:], targets[:, 7:], idx[0, :7]),
+                  (idx[:, 7:], targets[:, 9:], idx[0, :7])):
         gpt.zero_grad()
         loss = gpt(*batch)[1]
         loss.backward()
@@ -301,14 +300,38 @@ def test_a_prefix_changes_nothing(each_gpt):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
-def test_the_head_is_computed_only_where_there_is_a_target(gpt, monkeypatch):
-    """And what is returned beside a loss is no logits, which would need memory and a gradient."""
-    rows, head = [], gpt.lm_head.forward
-    monkeypatch.setattr(gpt.lm_head, "forward", lambda x: rows.append(x.shape[:-1]) or head(x))
-    idx, at = tokens(2, 8), torch.tensor([3, 5, 14])
-    assert gpt(idx, idx.flatten()[at], at=at)[0] is None
-    gpt(idx)
-    assert rows == [(3,), (2, 8)]
+def test_only_the_last_tokens_are_computed(gpt, monkeypatch):
+    """Where only these have targets: in the last block, and in the head. What is returned beside a
+    loss is no logits, which would need memory and a gradient."""
+    shapes = {}
+
+    def watch(name, module):
+        forward = module.forward
+        monkeypatch.setattr(module, "forward", lambda x: shapes.setdefault(name, []).append(x.shape[:-1])
+                            or forward(x))
+
+    watch("head", gpt.lm_head)
+    watch("first", gpt.transformer.h[0].mlp)
+    watch("last", gpt.transformer.h[-1].mlp)
+    idx = tokens(2, 8)
+    assert gpt(idx, idx[:, 5:])[0] is None
+    assert gpt(idx)[0].shape == (2, 8, gpt.config.vocab_size)
+    assert shapes == {"first": [(2, 8), (2, 8)], "last": [(2, 3), (2, 8)], "head": [(6,), (2, 8)]}
+
+
+def test_last_states_are_those_of_all(each_gpt):
+    """With and without a cache"""
+    gpt = each_gpt.eval()
+    idx = tokens(2, 12)
+    whole = gpt.hidden(idx)
+    for R in (1, 5, 12):
+        cache = Cache()
+        torch.testing.assert_close(gpt.hidden(idx, last=R), whole[:, -R:])
+        torch.testing.assert_close(gpt.hidden(idx[:, :7], cache=cache, last=min(R, 7)),
+                                   whole[:, :7][:, -R:])
+        # the cache still has all tokens
+        torch.testing.assert_close(gpt.hidden(idx[:, 7:], cache=cache, last=min(R, 5)),
+                                   whole[:, 7:][:, -R:])
 
 
 @pytest.mark.parametrize("prefix", [None, torch.arange(5)])
