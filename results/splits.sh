@@ -11,10 +11,11 @@
 # The eight models of a world are of the same size. Each reads the same share of the same text (READ
 # million bases and bytes), and then each row equally often (EPOCHS passes). Only the steps of
 # pretraining differ: the same text has more tokens when it is read base by base. The context holds
-# every prompt of every split whole.
+# every prompt of every split whole. No merges are undone in tuning, because mixed1 has none of DNA.
 #
-# A run that has its scores is skipped, so the same command goes on where it was stopped. DNA,
-# ENGLISH and GUE name other input files of the real tasks.
+# A run that has its scores is skipped, so the same command goes on where it was stopped. Remove
+# out/splits before you change READ or EPOCHS. DNA, ENGLISH and GUE name other input files of the
+# real tasks.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -69,7 +70,7 @@ print(round(tokens / ($block_size * $batch_size)))")
             --max_steps="$steps" --eval_interval="$steps" --overwrite
         python instruct.py "$preset" --init_from="$pretrained" --out_dir="$tuned" \
             --tasks="$data/tasks/*.train.json" --eval_tasks="$data/tasks/*.$scored.json" \
-            --max_steps=0 --epochs="$epochs" --overwrite
+            --max_steps=0 --epochs="$epochs" --undo_merges=0 --overwrite
     done
 done
 
