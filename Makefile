@@ -11,7 +11,8 @@ toy: .venv/ready
 	$(ENV) -m tools.kmers data/toy/tasks
 	$(ENV) train.py --overwrite
 	$(ENV) instruct.py --overwrite
-	$(ENV) sample.py
+	$(ENV) sample.py --out_dir=out/toy-instruct --task=core_promoter \
+		--input=TTGGACGCCCTATAAAAGGAAATCTCATGACTCAGCATCTAATTCATGGTTTCTGTTCAT
 
 check: .venv/ready
 	$(ENV) -m pytest -q -m "not slow and not torture" --ignore=tests/test_gpu.py

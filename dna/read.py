@@ -159,15 +159,17 @@ def clean_dna(text, where):
     return dna
 
 
-def clean_input(text, where):
-    """-> the input of an example: DNA as clean_dna() returns it, other text as it is
-
-    DNA has eight letters or more. All are IUPAC, and 90% of them are A, C, G, T, U or N:
-    "Magna Carta" is not DNA.
-    """
+def looks_like_dna(text):
+    """Whether a text has eight letters or more, all IUPAC, 90% of them A, C, G, T, U or
+    N: "Magna Carta" is not DNA. White space, numbers and gaps do not matter."""
     letters = "".join(dna_words(text)).replace("-", "").replace(".", "")
     enough = sum(map(letters.count, "ACGTN")) >= 0.9 * len(letters)
-    return clean_dna(text, where) if is_dna(letters, SHORTEST) and enough else text
+    return is_dna(letters, SHORTEST) and enough
+
+
+def clean_input(text, where):
+    """-> the input of an example: DNA as clean_dna() returns it, other text as it is"""
+    return clean_dna(text, where) if looks_like_dna(text) else text
 
 
 def read_fasta(lines, path, longest=None, counts=None):

@@ -39,12 +39,11 @@ def table(text):
 
 @pytest.fixture(scope="module")
 def toy_session(toy):
-    return sample.load(sample.SampleConfig(out_dir=f"{toy}/out", device="cpu"))._replace(max_len=240)
+    return sample.load(f"{toy}/out", "cpu")._replace(max_len=240)
 
 
 def session(model, tok):
-    return sample.Session(model, tok, sample.SampleConfig(), [], 240,
-                          Machine(torch.device("cpu"), torch.float32), None)
+    return sample.Session(model, tok, "", [], 240, Machine(torch.device("cpu"), torch.float32))
 
 
 @pytest.fixture(scope="module")
@@ -165,8 +164,8 @@ def test_predict(toy, tmp_path, capsys):
 def test_a_task_is_asked_as_it_was_tuned(toy, tmp_path, capsys):
     """Its words, its labels, its strands; an untuned question is called a guess."""
     state = torch.load(f"{toy}/out/best.pt", weights_only=True)
-    state["questions"] = {"it": {"instruction": "Is it?", "choices": ["yes", "no"],
-                                 "is_dna": True, "either_strand": True}}
+    it = {"instruction": "Is it?", "choices": ["yes", "no"], "is_dna": True, "either_strand": True}
+    state["questions"] = {"it": it, "other": it | {"instruction": "What else?"}}
     torch.save(state | {"prompt": instruct.prompt_form()}, tmp_path / "best.pt")
     os.symlink(f"{toy}/out/tokenizer.json", tmp_path / "tokenizer.json")
     dna = "A" * 40 + "C" * 20
@@ -280,8 +279,8 @@ def test_planted_elements_stand_out(toy, tmp_path, capsys):
                    f"--eval_tasks={name}.test.json", f"--out_dir={tmp_path}", "--epochs=20",
                    "--learning_rate=1e-2", "--gradient_accumulation_steps=1", "--warmup_steps=5",
                    "--eval_interval=1000", "--device=cpu", "--dtype=float32"])
-    s = sample.load(sample.SampleConfig(out_dir=str(tmp_path), task="core_promoter", device="cpu"))
-    question = sample.make_question(s.cfg.instruction, (), s.questions)
+    s = sample.load(str(tmp_path), "cpu")
+    question = s.question()
     promoters = [r["input"] for r in read_alpaca(f"{name}.test.json") if r["output"] == "promoter"]
     planted = np.zeros(60, dtype=bool)
     planted[2:9 + len(toy_world.MOTIFS["TATA box"])] = True

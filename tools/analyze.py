@@ -21,6 +21,7 @@ import shlex
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from bpe import SHORTEST
-from config import check_output, replacing, require
+from config import check_output, read_json, replacing, require
 from dna.read import clean_dna, is_dna, read_fasta, read_lines, read_table, stretches
 from instruct import encode_prompts, label_probabilities
 
@@ -39,7 +40,7 @@ class AnalyzeConfig:
     # The question
     instruction: str = ""           # what to do
     task: str = ""                  # in its place: a task of the model's tuning, by name
-    choices: tuple = ()             # the possible answers, if not those of the task
+    choices: tuple = ()             # its answers, if the model was not tuned on it
     # Files of sequences, for one of these uses
     predict: str = ""               # file: the label of each sequence, and probabilities
     explain: str = ""               # file or sequence: the bases that a label depends on
@@ -93,13 +94,14 @@ def count_bases(sequence):
     return sum(map(len, stretches(sequence)))
 
 
-def note(sequence, kept=None):
-    """-> what to know of the result of a sequence, or "". kept: how many of its
-    letters were read, from its beginning; by default all"""
+def note(sequence, kept=None, is_dna=True):
+    """-> what to know of the result of a sequence or of another text, or "". kept: how
+    many of its letters were read, from its beginning; by default all"""
     remarks = []
-    if not stretches(sequence):
+    if is_dna and not stretches(sequence):
         remarks.append(f"no {SHORTEST} bases in a row")
-    if ambiguous := len(re.findall("[^ACGT]", sequence)):
+    ambiguous = len(re.findall("[^ACGT]", sequence))
+    if is_dna and ambiguous:
         remarks.append(f"{ambiguous:,} of {len(sequence):,} letters are ambiguous")
     if kept is not None and kept < len(sequence):
         remarks.append(f"only the first {kept:,} of {len(sequence):,} letters were read")
@@ -110,7 +112,7 @@ def note(sequence, kept=None):
 # Labels
 
 def ask(s, question, sequences, what):
-    """Ask a question about each sequence. what: a word for the progress bar
+    """Ask a question about each sequence. what: a word for the progress bar, "" for none
 
     -> log-probabilities of the choices, float64 (N, K), nan where a sequence has too
     few bases in a row to be DNA; and how many letters of each sequence were read
@@ -120,19 +122,73 @@ def ask(s, question, sequences, what):
     require(None not in answers,
             f"the instruction does not fit into {s.max_len} tokens: shorten it")
     log_p = np.stack([answer.log_p for answer in answers])
-    log_p[[not stretches(sequence) for sequence in sequences]] = np.nan
+    if question.get("is_dna", True):
+        log_p[[not stretches(sequence) for sequence in sequences]] = np.nan
     return log_p, [answer.kept for answer in answers]
 
 
-def predict(s, path, question):
+class Prediction(NamedTuple):
+    label: str              # the likeliest choice; "" where a sequence is too short
+    probability: float      # of the label, as a share of all choices; nan without one
+    probabilities: dict     # {choice: its share}
+    note: str               # what to know of it, such as that the sequence was cut
+
+
+def predictions(s, question, sequences, what):
+    """-> list with a Prediction per sequence. Arguments as in ask()"""
+    log_p, kept = ask(s, question, sequences, what)
+    found = []
+    for p, sequence, n in zip(np.exp(log_p).tolist(), sequences, kept):
+        remarks = note(sequence, n, question.get("is_dna", True))
+        shares = dict(zip(question["choices"], p))
+        label = "" if math.isnan(p[0]) else max(shares, key=shares.get)
+        found.append(Prediction(label, shares.get(label, math.nan), shares, remarks))
+    return found
+
+
+def predict(s, path, question, output):
     """Write the likeliest label of each sequence, and all labels' probabilities."""
-    with results(s.cfg.output) as f:
+    with results(output) as f:
         names, sequences = zip(*read_sequences(path))
-        log_p, kept = ask(s, question, sequences, "predicting")
+        found = predictions(s, question, sequences, "predicting")
         f.write(tsv("name", "label", *question["choices"], "note"))
-        for name, p, sequence, n in zip(names, np.exp(log_p), sequences, kept):
-            label = "" if np.isnan(p).any() else question["choices"][p.argmax()]
-            f.write(tsv(name, label, *p, note(sequence, n)))
+        for name, (label, _, probabilities, remarks) in zip(names, found):
+            f.write(tsv(name, label, *probabilities.values(), remarks))
+
+
+# --------------------------------------------------------------------------------------
+# How often labels are right
+
+def held_out_scores(s):
+    """-> {task: its scores on held-out rows}, {} where the model's folder has none"""
+    path = os.path.join(s.folder, "scores.json")
+    tasks = read_json(path)["tasks"] if os.path.exists(path) else {}
+    return {task: scores for task, scores in tasks.items() if scores["labels"]}
+
+
+def track_record(s):
+    """-> {task: {label: (right, of)}}: of the held-out rows that the model gave this
+    label, how many had it"""
+    record = {}
+    for task, scores in held_out_scores(s).items():
+        confusion = np.array(scores["confusion"])
+        right, of = confusion.diagonal().tolist(), confusion.sum(axis=0).tolist()
+        record[task] = dict(zip(scores["labels"], zip(right, of)))
+    return record
+
+
+def no_better_than(s):
+    """-> {task: its most frequent label} of the tasks that the model answers no better
+    on held-out rows than somebody who always says that label"""
+    return {task: max(zip(map(sum, scores["confusion"]), scores["labels"]))[1]
+            for task, scores in held_out_scores(s).items()
+            if scores["accuracy"] <= scores["majority"]}
+
+
+def times(right, of):
+    """times(312, 400) -> "right 78 of 100 times", but out of all where those are fewer"""
+    out_of = min(of, 100)
+    return f"right {right / max(of, 1) * out_of:.0f} of {out_of} times"
 
 
 # --------------------------------------------------------------------------------------
@@ -191,7 +247,22 @@ def show(sequence, means):
         print(f"{start + 1:6}  {line}\n{'':8}{below}".rstrip())
 
 
-def explain(s, path, question):
+LEGEND = ("Replacing the base lowers the log-odds of the label: # by at least half of "
+          "the largest change,\n: by a fifth; + raises them by a fifth.")
+
+
+def tell(s, question, name, sequence):
+    """Print which bases the label of a sequence depends on -> lines of the table"""
+    k, odds, changes = mutation_effects(s, question, sequence)
+    label, remarks = question["choices"][k], note(sequence, len(changes))
+    print(f"{name}: {label}, log-odds {odds:.2f}" + (remarks and f" ({remarks})"))
+    show(sequence, mean_changes(sequence, changes))
+    asked = question.get("task", question["instruction"])
+    return [tsv(name, asked, label, i, sequence[i - 1], *x)
+            for i, x in enumerate(changes.tolist(), start=1)]
+
+
+def explain(s, path, question, output):
     """Show which bases the label of each sequence depends on, and write the changes.
     `path` may be a sequence."""
     # a file, or a sequence
@@ -201,24 +272,17 @@ def explain(s, path, question):
         records = [("sequence", clean_dna(path, "explain"))]
 
     table = [tsv("name", "question", "label", "position", "base", *"ACGT")]
-    asked = question.get("task", question["instruction"])
     for name, sequence in records:
-        if not stretches(sequence):
+        if stretches(sequence):
+            table += tell(s, question, name, sequence)
+        else:
             print(f"{name}: no label ({note(sequence)})")
-            continue
-        k, odds, changes = mutation_effects(s, question, sequence)
-        label, remarks = question["choices"][k], note(sequence, len(changes))
-        print(f"{name}: {label}, log-odds {odds:.2f}" + (remarks and f" ({remarks})"))
-        show(sequence, mean_changes(sequence, changes))
-        table += [tsv(name, asked, label, i, sequence[i - 1], *x)
-                  for i, x in enumerate(changes.tolist(), start=1)]
-    print("Replacing the base lowers the log-odds of the label: # by at least half of "
-          "the largest change,\n: by a fifth; + raises them by a fifth.")
-    if s.cfg.output:
-        with results(s.cfg.output) as f:
+    print(LEGEND)
+    if output:
+        with results(output) as f:
             f.writelines(table)
-        if s.cfg.output != "-":
-            print(f"next: python -m tools.plot --explain {shlex.quote(s.cfg.output)}")
+        if output != "-":
+            print(f"next: python -m tools.plot --explain {shlex.quote(output)}")
 
 
 # --------------------------------------------------------------------------------------
@@ -263,9 +327,9 @@ def total(bits):
     return np.nansum(bits) if np.isfinite(bits).any() else math.nan
 
 
-def score(s, path, question):
+def score(s, path, question, output):
     """Write bits and bits per base of each sequence."""
-    with results(s.cfg.output) as f:
+    with results(output) as f:
         records = read_sequences(path)
         f.write(tsv("bits_per_base", "bits", "bases", "record", "note"))
         for name, sequence in tqdm(records, desc="scoring", unit=" rows", disable=None):
@@ -320,10 +384,10 @@ def shared_bits(s, ref, alt):
     return bits_ref[in_both], bits_alt[in_both]
 
 
-def compare(s, paths, question):
+def compare(s, paths, question, output):
     """Write the bits of both alleles of each pair and their difference, and with a
     question the same of the probability of each label."""
-    with results(s.cfg.output) as f:
+    with results(output) as f:
         pairs = read_pairs(paths)
         choices, sequences = [], [sequence for _, pair in pairs for sequence in pair]
         log_p, kept = np.zeros((len(sequences), 0)), list(map(len, sequences))
@@ -389,10 +453,9 @@ def mean_states(s, sequences):
     return (sums / counts).numpy()
 
 
-def embed(s, path, question):
+def embed(s, path, question, output):
     """Write the sequences' mean states as NAME.npy, and their names, one a line, as
     NAME.names.txt. Notes are printed."""
-    output = s.cfg.output
     names, sequences = zip(*read_sequences(path))
     for name, sequence in zip(names, sequences):
         if remarks := note(sequence):
@@ -427,14 +490,15 @@ def check(cfg, use):
         check_output(cfg.output, cfg.compare or [getattr(cfg, use)])
 
 
-def run(s, use, question):
-    """use: one of USES; question: what sample.make_question() says, None without an
-    instruction"""
+def run(s, cfg, use, question):
+    """use: one of USES; question: what sample.chosen_question() says, None without one"""
     require(question or use not in ("predict", "explain"),
             f"--{use} needs a --task, or an --instruction and its --choices")
     require(not question or len(question["choices"]) > 1, "what are the answers? The "
             "model was not tuned on this question: give its --choices=A,B")
-    USES[use](s, getattr(s.cfg, use), question)
+    if cfg.instruction and "task" in question:
+        print(f"asked as {question['task']}", file=sys.stderr)
+    USES[use](s, getattr(cfg, use), question, cfg.output)
     if use in ("score", "compare") and s.questions:
         print("warning: this model was tuned to answer: bits per base belong to the "
               "pretrained one, by its --out_dir", file=sys.stderr)
