@@ -187,8 +187,8 @@ def nearest(text, questions):
 
 
 def find_question(text, questions):
-    """-> the question that a text asks by its number, its task's name or words, in the
-    nearest wording of its tuning. ValueError if it asks none, or several alike"""
+    """-> the question that a text asks by its number, its task's name or its words, in
+    the nearest wording of its tuning. ValueError if it asks none, or several alike"""
     if number := re.fullmatch(r"(\d+)[.:)]?", text):
         require(1 <= int(number[1]) <= len(questions),
                 f"questions have the numbers 1 to {len(questions)}")
@@ -316,7 +316,8 @@ def read_messages():
                 lines = []
             if line.strip():
                 lines.append(line)
-        if lines and sys.stdin.isatty() and not select.select([sys.stdin], [], [], 0.1)[0]:
+        waits = not sys.stdin.isatty() or select.select([sys.stdin], [], [], 0.1)[0]
+        if lines and not waits:
             yield lines
             lines = []
 
@@ -410,8 +411,8 @@ def chat(s, cfg):
 # --------------------------------------------------------------------------------------
 
 def chosen_question(s, cfg):
-    """-> the question that the keys name, None if they name none. One that has --choices,
-    or is unlike all that the model was tuned on, is asked in its own words."""
+    """-> the question that the keys name, None if they name none. One that has choices
+    of its own, or is unlike those of the tuning, is asked in its own words."""
     if not cfg.instruction:
         named = cfg.task or len(s.questions) == 1
         return s.question(cfg.task) if named else None
@@ -470,7 +471,8 @@ def main(argv):
             answer_input(s, cfg, question, cfg.input)
         else:
             instruction, input = EXAMPLE
-            question = question or chosen_question(s, replace(cfg, instruction=instruction))
+            cfg = replace(cfg, instruction=instruction)
+            question = question or chosen_question(s, cfg)
             answer_input(s, cfg, question, input)
             command = config.next_command("sample", argv, out_dir=cfg.out_dir)
             print(f"\nnext: {command} --chat")

@@ -186,7 +186,7 @@ def no_better_than(s):
 
 
 def times(right, of):
-    """times(312, 400) -> "right 78 of 100 times", but out of all where those are fewer"""
+    """times(312, 400) -> "right 78 of 100 times"; times(3, 4) -> "right 3 of 4 times" """
     out_of = min(of, 100)
     return f"right {right / max(of, 1) * out_of:.0f} of {out_of} times"
 
@@ -491,7 +491,7 @@ def check(cfg, use):
 
 
 def run(s, cfg, use, question):
-    """use: one of USES; question: what sample.chosen_question() says, None without one"""
+    """use: one of USES; question: what sample.chosen_question() says"""
     require(question or use not in ("predict", "explain"),
             f"--{use} needs a --task, or an --instruction and its --choices")
     require(not question or len(question["choices"]) > 1, "what are the answers? The "
