@@ -45,7 +45,7 @@ def test_a_packed_model_scores_and_answers(toy, tuned, tmp_path, capsys):
     capsys.readouterr()
     sample.main([f"--out_dir={tmp_path / 'box'}", "--instruction=" + questions["tf"]["instruction"],
                  "--input=" + "ACGTTGCA" * 12, "--device=cpu", "--max_new_tokens=2"])
-    assert "read 96 bases" in capsys.readouterr().out
+    assert "asked as tf, of 96 bases" in capsys.readouterr().out
 
 
 def test_packing_refuses(tuned, tmp_path):

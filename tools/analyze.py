@@ -186,7 +186,7 @@ def no_better_than(s):
 
 
 def times(right, of):
-    """times(312, 400) -> "right 78 of 100 times"; times(3, 4) -> "right 3 of 4 times" """
+    """(312, 400) -> "right 78 of 100 times"; (3, 4) -> "right 3 of 4 times" """
     out_of = min(of, 100)
     return f"right {right / max(of, 1) * out_of:.0f} of {out_of} times"
 
