@@ -88,7 +88,8 @@ def test_whole_way(tmp_path):
     done = command("sample.py", "--out_dir=moved", "--instruction=" + json.loads(
         (tmp_path / "data/tasks/poly.dev.json").read_text())[0]["instruction"],
         "--input=" + "ACGTGCTAGCTGATCGATCG" + "A" * 20, cwd=tmp_path)
-    assert re.fullmatch(r"asked as poly, of 40 bases\ntail: \d+\.\d% \(right \d+ of \d+ times on held-out rows\)\n", done.stdout)
+    assert re.fullmatch(r"asked as poly, of 40 bases\ntail: \d+\.\d% "
+                        r"\(right \d+ of \d+ times on held-out rows\)\n", done.stdout)
 
 
 @pytest.mark.parametrize("script,args,message", [

@@ -127,9 +127,10 @@ def test_similarity():
 # what people type, and the task of the model in the box that they mean
 TYPED = {"Is this sequence a splice donor?": "splice_reconstructed", "is it a promoter": "prom_300_all",
          "H3K4me3?": "EMP_H3K4me3", "does tf 0 bind": "tf_0", "prom_core_tata:": "prom_core_tata",
-         "non tata promoter?": "prom_300_notata", "Is there a TATA box in this core promoter": "prom_core_tata",
-         "does this have h3k9ac": "EMP_H3K9ac", "Does mouse factor 3 bind?": "mouse_3", "core promoter?": "prom_core_all",
-         "acceptor or donor": "splice_reconstructed", "human transcription factor 2": "tf_2", "mouse 4": "mouse_4",
+         "non tata promoter?": "prom_300_notata", "core promoter?": "prom_core_all",
+         "Is there a TATA box in this core promoter": "prom_core_tata", "mouse 4": "mouse_4",
+         "does this have h3k9ac": "EMP_H3K9ac", "Does mouse factor 3 bind?": "mouse_3",
+         "acceptor or donor": "splice_reconstructed", "human transcription factor 2": "tf_2",
          "what is the weather": None, "hello": None, "Is there H3K27ac here?": None, "is this human?": None,
          "Is it an enhancer?": None, "does CTCF bind here?": None, "Is this a binding site?": None}
 
@@ -155,21 +156,23 @@ def test_what_people_type(box, text):
 def test_in_python(box, capsys):
     """The lines of sample.py's docstring, as they stand there"""
     lines = re.search("from sample import load\n(.*?)\n\n", sample.__doc__, re.DOTALL)[1]
-    lines = [line.strip().replace("models/laptop", f"{ROOT}/models/laptop").replace("ACGT...", sample.EXAMPLE[1])
-             for line in lines.splitlines()]
+    lines = lines.replace("models/laptop", f"{ROOT}/models/laptop").replace("ACGT...", sample.EXAMPLE[1])
+    lines = [line.strip() for line in lines.splitlines()]
     names = {"load": sample.load}
     exec(lines[0], names)
     predicted, changes, states, said = (eval(line, names) for line in lines[1:])
 
     ((label, p, shares, note),) = predicted
-    assert shares[label] == p == max(shares.values()) and sum(shares.values()) == pytest.approx(1) and note == ""
+    assert shares[label] == p == max(shares.values()) and note == ""
+    assert sum(shares.values()) == pytest.approx(1)
     assert changes.shape == (70, 4) and states.shape == (1, box.model.config.n_embd)
     own = [changes[i, "ACGT".index(base)] for i, base in enumerate(sample.EXAMPLE[1])]
     assert not np.any(own) and changes.any(axis=1).mean() > 0.9
     # the chat's words, and the same label
     asked = find_question("Is this a promoter?", box.questions)
     (prediction,) = analyze.predictions(box, asked, [sample.EXAMPLE[1]], "")
-    assert said.startswith(f"asked as {asked['task']}, of 70 bases\n{prediction.label}: {prediction.probability:.1%} (right ")
+    assert said.startswith(f"asked as {asked['task']}, of 70 bases\n{prediction.label}: "
+                           f"{prediction.probability:.1%} (right ")
 
 
 def test_what_python_refuses(box):
@@ -188,7 +191,8 @@ def test_the_example_of_the_model_in_the_box(box, capsys):
     """It is a promoter to any good model, which finds CATAAAA there."""
     sample.main([f"--out_dir={ROOT}/models/laptop", "--device=cpu"])
     said = capsys.readouterr().out
-    assert said.startswith("asked as prom_core_tata, of 70 bases\npromoter: ") and " on held-out rows)\n" in said
+    assert said.startswith("asked as prom_core_tata, of 70 bases\npromoter: ")
+    assert " on held-out rows)\n" in said
     means = analyze.mean_changes(sample.EXAMPLE[1], box.explain(sample.EXAMPLE[1], "prom_core_tata"))
     assert set(np.argsort(means)[:4]) <= set(range(3, 10))
 
@@ -366,7 +370,8 @@ def test_whose_words_are_asked(toy, tmp_path, capsys):
     ask = [out_dir, f"--input={BASES}", "--max_new_tokens=3", "--device=cpu"]
     for args, said, warned in [
             (["--instruction=is this dna"], "asked as bases, of 60 bases\n", ""),
-            (["--instruction=Is it DNA?", "--choices=aye,no"], "asked in these words, of 60 bases\n", sample.GUESS + "\n"),
+            (["--instruction=Is it DNA?", "--choices=aye,no"], "asked in these words, of 60 bases\n",
+             sample.GUESS + "\n"),
             (["--instruction=Speak."], "read 60 of 60 letters\n", sample.GUESS + "\n"),
             (["--task=bases"], "asked as bases, of 60 bases\n", "")]:
         sample.main([*ask, *args])
@@ -396,8 +401,8 @@ def chat_model(toy, tmp_path_factory):
                                          "asked as bases, of 9 bases", "sequence: ", "Replacing the base"]),
     (f"1\n{BASES * 99}", [r"asked as bases, of 5,940 bases; only the first \d+ of 5,940 letters were read"]),
     (f"{BASES}\nsums\nbases", ["what do you want", "asked as sums$", "asked as bases, of 60 bases"]),
-    ("HELP\nlist\nhello\nwhy\nquit\n1", ["Ask a question in words", "yes, no:", "yes, no, perhaps:", "two, three:",
-                                       "'hello' is unlike any question", "why: first ask"]),
+    ("HELP\nlist\nhello\nwhy\nquit\n1", ["Ask a question in words", "yes, no:", "yes, no, perhaps:",
+                                       "two, three:", "'hello' is unlike any question", "why: first ask"]),
     (f"ACGT-ACGTACGT\n2 MKLVAWMKTAYIAK\n9\n{'word ' * 900}\n2\n{BASES}", [
         "the sequence: '-'", "the sequence: 'L' is no nucleotide", "questions have the numbers 1 to 3",
         "'word word", "asked as tail_2, of 60 bases"]),
@@ -439,7 +444,8 @@ def test_a_model_without_questions_writes(toy, capsys, monkeypatch):
 def test_chat_in_a_pipe(chat_model):
     done = command(chat_model, "--chat", text=f"2\n{BASES}\nnothing like it\n1")
     assert done.returncode == 0 and done.stderr == ""
-    assert [done.stdout.count(text) for text in ("asked as tail_2", "unlike any", "asked as bases")] == [1, 1, 1]
+    for text in ("asked as tail_2", "unlike any", "asked as bases"):
+        assert done.stdout.count(text) == 1
 
 
 class Terminal:
