@@ -74,5 +74,8 @@ print(round(tokens / ($block_size * $batch_size)))")
     done
 done
 
-python -m tools.plot --compare "out/splits/$world"/*
-python -m tools.plot --scores out/splits/*/* --out=assets/splits.png
+# In the order of the lesson's tables: the four splits without filters, then with them.
+python -m tools.plot --compare "out/splits/$world"/{mixed,mixed6,mixed1,none} \
+    "out/splits/$world"/{mixed,mixed6,mixed1,none}-motifs
+python -m tools.plot --scores out/splits/*/{mixed,mixed6,mixed1,none} \
+    out/splits/*/{mixed,mixed6,mixed1,none}-motifs --out=assets/splits.png

@@ -138,7 +138,8 @@ def test_modalities(tok):
              for _, kind in tokens}
     assert kinds["dna"] == "GGGCTATAAAAGGGC" and "both" not in kinds
     assert "TATA" in kinds["english"] and "CAT" in kinds["english"]
-    assert set(kinds["other"]) <= set(" :,.<>/12é")
+    # the two bytes of é are two tokens
+    assert set(kinds["other"].replace(r"\xc3", "").replace(r"\xa9", "")) <= set(" :,.<>/12")
     for text in ("é", "你好", "🧬", "ДНК"):
         assert {k for _, k in lesson.modalities(tok, text)} == {"other"}
         assert {lesson.modality_of(tok.bytes_of[i]) for i in tok.encode(text)} == {"other"}
