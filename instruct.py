@@ -57,7 +57,7 @@ class InstructConfig(RunConfig):
     learning_rate: float = 2e-3     # the highest, reached after the warmup
     eval_interval: int = 250        # steps between evaluations, each with a checkpoint
     prompt_loss: bool = False       # a loss on the prompt too, as in the paper
-    undo_merges: float = 0.0        # share of a row's DNA tokens that are split in two
+    undo_merges: float = 0.0        # most of a row's DNA tokens that are split in two
     val_fraction: float = 0.02      # share of the rows held out, to choose best.pt
     mix_instructions: bool = False  # in a batch, for a GPU: few shapes, no prefix
     compile: str = "no"             # auto, yes, no: torch.compile; row lengths vary
@@ -204,25 +204,31 @@ def dna_parts(tok):
     return parts
 
 
-def undo_merges(row, rng, parts, share, block_size):
-    """Split a share of a row's DNA tokens into the two that each was merged from. So a
-    row is cut differently whenever it is drawn, and the model cannot learn it by its
+def undo_merges(rows, rng, parts, most, block_size):
+    """Split some DNA tokens of a batch's rows into the two that each was merged from. So
+    a row is cut differently whenever it is drawn, and the model cannot learn it by its
     tokens. (BPE-dropout, Provilkov et al., 2020, leaves out merges while it encodes.)
 
-    -> a Row; the same one if the split one would not fit into block_size tokens
+    The share of tokens that are split is drawn for each batch, from 0 to `most`. So the
+    model also sees rows as they are when it is asked, and rows of one length stay so.
+    A row that would not fit into block_size tokens stays as it is.
     """
-    # which ones; always as many, so that rows of one length stay so
-    ids = row.prompt
-    can_split = rng.permutation(np.flatnonzero(parts[ids, 0] >= 0))
-    is_split = np.zeros(len(ids), dtype=int)
-    is_split[can_split[:round(share * len(can_split))]] = 1
+    share = rng.uniform(0, most)
+    drawn = []
+    for row in rows:
+        # which tokens are split
+        ids = row.prompt
+        can_split = rng.permutation(np.flatnonzero(parts[ids, 0] >= 0))
+        is_split = np.zeros(len(ids), dtype=bool)
+        is_split[can_split[:round(share * len(can_split))]] = True
 
-    # each counts twice; then the copies become the parts
-    prompt = np.repeat(ids, 1 + is_split)
-    second = np.cumsum(1 + is_split)[is_split > 0] - 1
-    prompt[second - 1], prompt[second] = parts[ids[is_split > 0]].T
-    fits = len(prompt) + len(row.response) <= block_size
-    return row._replace(prompt=prompt) if fits else row
+        # each counts twice; then the copies become the parts
+        prompt = np.repeat(ids, 1 + is_split)
+        second = np.cumsum(1 + is_split)[is_split] - 1
+        prompt[second - 1], prompt[second] = parts[ids[is_split]].T
+        fits = len(prompt) + len(row.response) <= block_size
+        drawn.append(row._replace(prompt=prompt) if fits else row)
+    return drawn
 
 
 # Each new shape of a batch costs time: oneDNN plans its products, or a GPU's kernels are
@@ -405,7 +411,7 @@ def hold_out(examples, cfg):
 def plan_batches(rows, cfg, machine, collate, vary=None):
     """-> (cfg with its max_steps, the function from a step to this process's
     micro-batches that fit() wants). Of n batches an epoch, batch k of the run is batch
-    k % n of epoch k // n. vary(row, rng) -> the row as it is drawn this time."""
+    k % n of epoch k // n. vary(rows, rng) -> the rows of a batch as they are this time."""
     n = math.ceil(len(rows) / cfg.batch_size)
     accumulation = cfg.gradient_accumulation_steps
     if not cfg.max_steps:
@@ -420,7 +426,7 @@ def plan_batches(rows, cfg, machine, collate, vary=None):
         drawn = [rows[i] for i in epoch(k // n)[k % n]]
         if vary:
             rng = np.random.default_rng((cfg.seed, 0, k))
-            drawn = [vary(row, rng) for row in drawn]
+            drawn = vary(drawn, rng)
         return collate(drawn)
 
     def make(step):
@@ -481,7 +487,7 @@ def tune(model, tok, examples, max_len, cfg, machine, extra):
     vary = None
     if cfg.undo_merges:
         vary = functools.partial(undo_merges, parts=dna_parts(tok), block_size=block_size,
-                                 share=cfg.undo_merges)
+                                 most=cfg.undo_merges)
     cfg, batches = plan_batches(train, cfg, machine, to_batch, vary)
 
     def evaluate():

@@ -167,8 +167,8 @@ def test_mixed_batches(monkeypatch):
         torch.testing.assert_close(mixed, prefixed)
 
 
-def vary(row, rng):
-    return row._replace(prompt=rng.permutation(row.prompt))
+def vary(rows, rng):
+    return [r._replace(prompt=rng.permutation(r.prompt)) for r in rows]
 
 
 @pytest.mark.parametrize("vary", [None, vary])
@@ -193,24 +193,32 @@ def test_undo_merges():
         assert parts[new].tolist() == ([left, right] if is_dna else [-1, -1])
     assert (parts >= 0).all(axis=1).sum() > 50 and (parts[:257] == -1).all()
 
-    prompt = np.array(tok.encode("the theme: " + random_dna(300)))
-    drawn = Row(prompt, np.array([5, 0]), "", "")
-    can_split = (parts[prompt, 0] >= 0).sum()
-    splits = set()
-    for seed in range(20):
-        def undo(share, block_size=1024):
-            return instruct.undo_merges(drawn, np.random.default_rng(seed), parts, share, block_size)
-        assert undo(0.0).prompt.tolist() == prompt.tolist()
-        whole = [part for i in prompt for part in (parts[i] if parts[i, 0] >= 0 else [i])]
-        assert undo(1.0).prompt.tolist() == whole and len(whole) == len(prompt) + can_split
-        some = undo(0.3).prompt
-        assert tok.decode(some) == tok.decode(prompt)
-        splits.add(tuple(some))
-        assert len(some) - len(prompt) == round(0.3 * can_split)
-        # it must fit into the context together with its response
-        assert undo(1.0, len(whole) + 2).prompt.tolist() == whole
-        assert undo(1.0, len(whole) + 1) is drawn
-    assert len(splits) == 20
+    rows = [row(tok.encode("the theme: " + random_dna(n, seed=n)), [5, 0]) for n in (300, 301)]
+    can_split = [(parts[r.prompt, 0] >= 0).sum() for r in rows]
+    shares, splits = [], set()
+    for seed in range(50):
+        drawn = instruct.undo_merges(rows, np.random.default_rng(seed), parts, 0.4, 1024)
+        assert [tok.decode(r.prompt) for r in drawn] == [tok.decode(r.prompt) for r in rows]
+        # all rows of a batch are split alike; others are not
+        a, b = (len(d.prompt) - len(r.prompt) for d, r in zip(drawn, rows))
+        assert abs(a / can_split[0] - b / can_split[1]) <= 1 / min(can_split)
+        shares.append(a / can_split[0])
+        splits.add(tuple(drawn[0].prompt))
+    assert min(shares) < 0.05 and 0.35 < max(shares) < 0.41 and len(splits) > 40
+    assert abs(np.mean(shares) - 0.2) < 0.05
+
+
+def test_undo_merges_of_every_token():
+    tok = Tokenizer.train([random_dna(5000)], 400)
+    parts, ids = instruct.dna_parts(tok), tok.encode(random_dna(100))
+    rng = types.SimpleNamespace(uniform=lambda low, high: high,
+                                permutation=np.random.default_rng(0).permutation)
+    whole = [part for i in ids for part in (parts[i] if parts[i, 0] >= 0 else [i])]
+    for most, block_size, expected in ((0.0, 1024, ids), (1.0, 1024, whole),
+                                       # it must fit into the context together with its response
+                                       (1.0, len(whole) + 2, whole), (1.0, len(whole) + 1, ids)):
+        (drawn,) = instruct.undo_merges([row(ids, [5, 0])], rng, parts, most, block_size)
+        assert drawn.prompt.tolist() == list(expected)
 
 
 @pytest.mark.parametrize("balance,expected", [(0.0, {"a": 800, "b": 200}), (1.0, {"a": 500, "b": 500}),
