@@ -15,6 +15,7 @@ An unknown key, a wrong type or an impossible value ends the run with one line t
 which.
 """
 import difflib
+import glob
 import hashlib
 import inspect
 import json
@@ -83,7 +84,13 @@ def from_command_line(cls, section, argv):
 
 def read_section(path, section):
     """-> {key: value} of one section of a preset"""
-    require(path.endswith(".toml"), f"{path}: neither a .toml preset nor --key=VALUE")
+    if not path.endswith(".toml") or not os.path.exists(path):
+        folder, name = os.path.split(path)
+        presets = glob.glob(os.path.join(glob.escape(folder or "config"), "*.toml"))
+        presets = {os.path.basename(preset)[:-5]: preset for preset in presets}
+        near = presets.get(nearest(name.removesuffix(".toml"), presets))
+        hint = f": did you mean {near}?" if near else ""
+        raise ValueError(f"{path}: neither a .toml preset nor --key=VALUE{hint}")
     with open(path, "rb") as f:
         try:
             file = tomllib.loads(f.read().decode("utf-8-sig"))
@@ -106,8 +113,8 @@ def update(config, values, source):
     checked = {}
     for key, value in values.items():
         if key not in types:
-            near = difflib.get_close_matches(key, types, n=1)
-            hint = f"did you mean {near[0]}?" if near else "--help lists the keys"
+            near = nearest(key, types)
+            hint = f"did you mean {near}?" if near else "--help lists the keys"
             for script in SECTIONS:
                 if key in read_section(TOY, script):
                     hint = f"it is a key of {script}.py"
@@ -126,6 +133,18 @@ def update(config, values, source):
             require(value in CHOICES[key], f"{source}: {key}={value} is not one of "
                     f"{', '.join(CHOICES[key])}")
     return replace(config, **checked)
+
+
+def nearest(name, names):
+    """-> the one of `names` that was meant by a misspelled or shortened name; None if
+    there is none
+
+    nearest("max_step", ["max_steps", "learning_rate"]) -> "max_steps"
+    nearest("lr", ["max_steps", "learning_rate"]) -> "learning_rate"
+    """
+    initials = {"".join(word[:1] for word in n.split("_")): n for n in names}
+    similar = difflib.get_close_matches(name, names, n=1)
+    return similar[0] if similar else initials.get(name)
 
 
 def convert(value, kind):
@@ -153,9 +172,9 @@ def convert(value, kind):
 
 
 def help_text(cls, section):
-    """-> the script's docstring, then its dataclass and those that it inherits from:
-    each key with its type, its default and its meaning"""
-    lines = [inspect.getdoc(sys.modules[cls.__module__]),
+    """-> the docstring of the script that runs, then its dataclass and those that it
+    inherits from: each key with its type, its default and its meaning"""
+    lines = [inspect.getdoc(sys.modules["__main__"]),
              f"\nKeys, as --key=value or in a preset's section [{section}]:\n"]
     for base in cls.__mro__[:-1]:
         # without "@dataclass" and "class ..."

@@ -55,13 +55,18 @@ def test_byte_order_mark(tmp_path):
 
 @pytest.mark.parametrize("arg,message", [
     ("--step=3", "unknown key step: did you mean steps?"),
+    ("--bs=3", "unknown key bs: did you mean batch_size?"),
+    ("--xyz=3", "unknown key xyz: --help lists the keys"),
     ("--steps=x", "steps='x' is not a whole number"),
     ("--steps=1.5", "not a whole number"),
     ("--rate=fast", "not a number"),
     ("--loud=maybe", "not true or false"),
     ("--steps", "write --steps=VALUE, with an equals sign"),
     ("--steps 5", "write --steps=VALUE"),
-    ("steps", "neither a .toml preset nor --key=VALUE"),
+    ("steps", "steps: neither a .toml preset nor --key=VALUE"),
+    ("lapto", "lapto: neither a .toml preset nor --key=VALUE: did you mean config/laptop.toml?"),
+    ("config/toy", "did you mean config/toy.toml?"),
+    ("config/lapto.toml", "config/lapto.toml: neither a .toml preset nor --key=VALUE: did you mean config/laptop.toml?"),
     ("--batch_size=0", "batch_size=0 is too small"),
     ("--rate=-1", "rate=-1.0 is too small"),
     ("--rate=nan", "rate=nan is too small"),
@@ -70,7 +75,8 @@ def test_byte_order_mark(tmp_path):
     ("--dropout=1.5", "dropout=1.5 is too large"),
     ("--rate=1 --rate=2", "--rate is given twice, as 1 and as 2"),
 ])
-def test_refused_on_the_command_line(arg, message):
+def test_refused_on_the_command_line(arg, message, monkeypatch):
+    monkeypatch.chdir(os.path.dirname(os.path.dirname(config.__file__)))
     with pytest.raises(ValueError) as e:
         config.from_command_line(Example, "train", arg.split())
     assert message in str(e.value)
@@ -108,14 +114,23 @@ def test_toy_preset_is_the_defaults(script):
 
 
 @pytest.mark.parametrize("script", CONFIGS)
-def test_help_explains_every_field(script, capsys):
+def test_help_explains_every_field(script, capsys, monkeypatch):
     """A line each, and no key twice: the scripts inherit none that they state themselves."""
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules[script])
     with pytest.raises(SystemExit):
         config.from_command_line(CONFIGS[script], script, ["--help"])
     printed = capsys.readouterr().out
     assert printed.startswith(inspect.getdoc(sys.modules[CONFIGS[script].__module__]))
     keys = re.findall(r"^    (\w+): \w+ = .*  # .+$", printed.partition(f"in a preset's section [{script}]:\n")[2], re.MULTILINE)
     assert sorted(keys) == sorted(CONFIGS[script].__dataclass_fields__)
+
+
+@pytest.mark.parametrize("command", ["bench.tuning", "tools.kmers", "tools.cnn"])
+def test_help_is_of_the_script_that_runs(command):
+    """bench.tuning has the keys of instruct.py, and tools.cnn the arguments of tools.kmers."""
+    done = subprocess.run([sys.executable, "-m", command, "--help"], capture_output=True, text=True,
+                          cwd=os.path.dirname(os.path.dirname(config.__file__)))
+    assert f"\n    python -m {command} " in done.stdout
 
 
 # -- paths

@@ -99,7 +99,7 @@ def test_whole_way(tmp_path):
     ("prepare.py", ["--tasks=broken.jsonl"], "broken.jsonl: line 2, column 2: broken JSON"),
     ("prepare.py", ["--vocabsize=9"], "unknown key vocabsize: did you mean vocab_size?"),
     ("prepare.py", ["--vocab_size=many"], "vocab_size='many' is not a whole number"),
-    ("train.py", ["none.toml"], "none.toml: No such file"),
+    ("train.py", ["none.toml"], "none.toml: neither a .toml preset nor"),
     ("train.py", ["--data_dir=none"], "none/meta.json: no such file: run prepare.py"),
     ("instruct.py", ["--init_from=none", "--tasks=good.json", "--eval_tasks=other.json"],
      "none/best.pt: no such checkpoint"),
