@@ -2,11 +2,12 @@
 Instruction tuning: one model, many tasks, and a score for each.
 
     python instruct.py                                  # the toy world, after train.py
+    python instruct.py config/own.toml                  # a table of your own
     python instruct.py config/laptop.toml --leave_out='mouse_1,EMP_*' --out_dir=out/x
-    python instruct.py --init_from=models/laptop --epochs=0 --eval_tasks='my/*.json' \
-        --out_dir=out/scores
+    python instruct.py --init_from=models/laptop --epochs=0 --out_dir=out/scores
 
-The last one only scores. A row is a prompt, the response and <|endoftext|>. The loss is
+The last one only scores. Unless --eval_tasks names other files, the rows to score are
+in NAME.test.json beside each NAME.train.json, or else in NAME.dev.json. A row is a prompt, the response and <|endoftext|>. The loss is
 on the latter two, so the model learns to answer and then to stop. out_dir gets what
 train.py writes, and scores.json.
 
@@ -36,7 +37,7 @@ from config.machine import find_machine
 from dna.metrics import add_baselines, judge, table, with_means
 from dna.read import is_dna
 from dna.tasks import (alpaca_parts, alpaca_prompt, by_task, find_files, find_leaks,
-                       fold, other_strand, read_examples)
+                       fold, other_strand, read_examples, scored_beside)
 from model import common_prefix, load_checkpoint
 from train import (RunConfig, check_no_run, count_targets, fit, load_model,
                    open_out_dir, resume_from)
@@ -47,10 +48,11 @@ class InstructConfig(RunConfig):
     init_from: str = "out/toy"      # folder of the model to start from
     out_dir: str = "out/toy-instruct"   # folder to write to
     tasks: tuple = ("data/toy/tasks/*.train.json",)     # Alpaca files to tune on
-    eval_tasks: tuple = ("data/toy/tasks/*.test.json",)     # Alpaca files to score
+    eval_tasks: tuple = ()          # Alpaca files to score; none: test or dev of tasks
     leave_out: tuple = ()           # tasks, by name or pattern, not to tune on
     balance: float = 0.0            # 0: a task counts by its rows, 1: all tasks alike
     epochs: float = 2.0             # passes over the rows; 0: only score init_from
+    min_steps: int = 0              # so many steps even if epochs says fewer
     max_steps: int = 0              # of the optimizer; 0: as many as epochs says
     gradient_accumulation_steps: int = 4    # micro-batches per step, over all processes
     optimizer: str = "adamw"        # muon (the blocks' matrices) or adamw
@@ -117,27 +119,35 @@ class Row(NamedTuple):
 def encode_rows(examples, tok, block_size, max_len):
     """-> a list with a Row per example, None for one that does not fit into
     block_size tokens. An input is cut so that its prompt has at most max_len tokens."""
-    prompts, kept = encode_prompts(tok, examples, max_len)
+    prompts, _ = encode_prompts(tok, examples, max_len)
     responses = tok.encode_batch([e["output"] for e in examples])
     rows = [None] * len(examples)
     for i, (e, prompt, response) in enumerate(zip(examples, prompts, responses)):
         if prompt is not None and len(prompt) + len(response) < block_size:
             response = np.append(response, [tok.eot])
             rows[i] = Row(prompt, response, e["task"], e["instruction"])
-    print_cuts(examples, [row and n for row, n in zip(rows, kept)])
+    if None in rows:
+        print(f"{rows.count(None):,} of {len(rows):,} examples do not fit into the "
+              "context: left out")
     return rows
 
 
-def print_cuts(examples, kept):
-    """kept: how many letters of each input were read, None where the rest of an example
-    does not fit"""
-    n_cut = sum(n is not None and n < len(e["input"]) for e, n in zip(examples, kept))
-    if n_cut:
-        print(f"{n_cut:,} of {len(kept):,} inputs were cut, to fit into the context: a "
-              "larger vocab_size or block_size would hold more of them")
-    if None in kept:
-        print(f"{kept.count(None):,} of {len(kept):,} examples do not fit into the "
-              "context: left out")
+def print_room(tok, examples, max_len):
+    """Say about how long an input may be to fit into a prompt, and how many are
+    longer."""
+    for kind, unit in ((True, "bases"), (False, "characters of text")):
+        inputs = [e["input"] for e in examples if is_dna(e["input"]) == kind]
+        text = "".join(inputs[:1000])
+        if text:
+            # how much is left of an input that is too long
+            endless = examples[0] | {"input": (text * max_len)[:32 * max_len]}
+            _, (room,) = encode_prompts(tok, [endless], max_len)
+            n_cut = sum(len(input) > room for input in inputs)
+            print(f"a prompt holds about {room:,} {unit}; {n_cut:,} of {len(inputs):,} "
+                  "inputs are longer")
+            if n_cut:
+                print("These lose their end: cut them around what matters, or pretrain "
+                      "with a larger block_size")
 
 
 # --------------------------------------------------------------------------------------
@@ -348,8 +358,6 @@ def score(model, tok, examples, max_len, cfg, machine):
     answers = [None] * len(examples)
     for rank, share in enumerate(machine.gather(share)):
         answers[rank::machine.world] = share
-    if machine.is_main:
-        print_cuts(examples, [answer and answer.kept for answer in answers])
 
     answered = by_task([e | {"answer": a} for e, a in zip(examples, answers)])
     return {task: score_task(answered[task]) for task in sorted(answered)}
@@ -415,7 +423,8 @@ def plan_batches(rows, cfg, machine, collate, vary=None):
     n = math.ceil(len(rows) / cfg.batch_size)
     accumulation = cfg.gradient_accumulation_steps
     if not cfg.max_steps:
-        cfg = replace(cfg, max_steps=math.ceil(cfg.epochs * n / accumulation))
+        steps = math.ceil(cfg.epochs * n / accumulation)
+        cfg = replace(cfg, max_steps=max(cfg.min_steps, steps))
 
     @functools.lru_cache(maxsize=1)
     def epoch(e):
@@ -544,7 +553,9 @@ def main(argv):
     # examples, machine and model
     cfg = config.from_command_line(InstructConfig, "instruct", argv)
     check_out_dir(cfg)
-    test = read_examples(cfg.eval_tasks)
+    scored = find_files(cfg.eval_tasks) or scored_beside(find_files(cfg.tasks))
+    require(scored or cfg.epochs, "nothing to score: give eval_tasks")
+    test = read_examples(scored)
     train = examples_to_tune(cfg, test) if cfg.epochs else []
     machine = find_machine(cfg)
     model, tok, _ = load_for_prompts(cfg.init_from, machine.device, cfg.dropout)
@@ -552,6 +563,9 @@ def main(argv):
     # room for the longest choice, in tuning and in scoring alike
     choices = sorted({choice for e in train + test for choice in e.get("choices", [])})
     max_len = max_prompt_len(tok, choices, model.config.block_size)
+
+    if machine.is_main:
+        print_room(tok, test + train, max_len)
 
     # score, tune, score again
     scores = score(model, tok, test, max_len, cfg, machine)
@@ -565,17 +579,20 @@ def main(argv):
             s |= {"tuned": task in tuned, "zero_shot_mcc": before[task]["mcc"]}
 
     # the table, and scores.json
-    if machine.is_main:
-        add_baselines(scores, find_files(cfg.eval_tasks))
+    path = os.path.join(cfg.out_dir, "scores.json")
+    if machine.is_main and scores:
+        add_baselines(scores, scored)
         result = with_means(scores, config=asdict(cfg))
         print(f"\n{table(result)}\n")
         os.makedirs(cfg.out_dir, exist_ok=True)
-        path = os.path.join(cfg.out_dir, "scores.json")
         config.write_json(path, result)
-        folder = cfg.out_dir if cfg.epochs else cfg.init_from
+    if machine.is_main:
+        wrote, folder, use = path, cfg.init_from, "--chat"
+        if cfg.epochs:
+            wrote = folder = cfg.out_dir
+            use = "--predict=new.csv" if len(extra["questions"]) == 1 else use
         command = config.next_command("sample", argv, out_dir=folder)
-        print(f"wrote {cfg.out_dir if cfg.epochs else path}; next: {command}, with "
-              "--chat to talk to it")
+        print(f"wrote {wrote}; next: {command} {use}")
     machine.close()
 
 

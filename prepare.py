@@ -3,6 +3,7 @@ Prepare data: files of DNA, English and tasks -> a tokenizer, token bins, instru
 
     python prepare.py                   # the toy world, nothing to download
     python prepare.py --dna=genome.fa --english=books.txt --tasks=GUE --data_dir=data/my
+    python prepare.py config/own.toml --tasks=enhancers.csv     # to tune a model in the box
 
 It writes to data_dir:
 
@@ -22,6 +23,7 @@ import heapq
 import json
 import os
 import re
+import shlex
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -411,14 +413,19 @@ def next_command(cfg, argv, tasks):
     out_dir = f"out/{os.path.basename(os.path.abspath(cfg.data_dir))}"
     if any(text_files(cfg)):
         return config.next_command("train", argv, data_dir=cfg.data_dir, out_dir=out_dir)
+
+    # without text to pretrain on, a model in the box is tuned or scored
     folder = f"{glob.escape(cfg.data_dir)}/tasks"
     patterns = sorted({re.sub(r".+(\.(train|dev|test)\.json)", r"*\1", name)
                        for name in tasks})
+    own = os.path.relpath(os.path.join(os.path.dirname(config.__file__), "own.toml"))
+    presets = [arg for arg in argv if not arg.startswith("-")] or [own]
+    out_dir = f"{out_dir}-instruct"
     tune = [f"{folder}/{pattern}" for pattern in patterns if not is_scored(pattern)]
-    score = [f"{folder}/{pattern}" for pattern in patterns if is_scored(pattern)][:1]
-    only_score = {} if tune else {"epochs": 0}
-    return config.next_command("instruct", argv, tasks=tune, eval_tasks=score,
-                               out_dir=out_dir, **only_score)
+    if tune:
+        return config.next_command("instruct", presets, tasks=tune, out_dir=out_dir)
+    return config.next_command("instruct", [], init_from="models/laptop", epochs=0,
+                               eval_tasks=f"{folder}/{patterns[-1]}", out_dir=out_dir)
 
 
 def main(argv):
@@ -440,6 +447,10 @@ def main(argv):
         elif not os.path.exists(f"{cfg.data_dir}/meta.json"):
             # it tells the next run that prepare.py wrote this folder
             config.write_json(f"{folder}/meta.json", {"bins": {}})
+    if not all(map(is_scored, tasks)):
+        folder = shlex.quote(f"{cfg.data_dir}/tasks")
+        print("baselines, to compare with:", *(f"\n    python -m tools.{name} {folder}"
+                                              for name in ("kmers", "cnn")))
     print(f"wrote {cfg.data_dir}; next: {next_command(cfg, argv, tasks)}")
 
 

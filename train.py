@@ -44,7 +44,7 @@ from model import GPT, GPTConfig, load_checkpoint, save_checkpoint
 class RunConfig:
     # Of pretraining and of tuning alike
     batch_size: int = 16            # rows per micro-batch
-    warmup_steps: int = 40          # steps of linear warmup; then linear decay to zero
+    warmup_steps: int = 40          # of linear warmup, a tenth of the run at most
     weight_decay: float = 0.1       # of matrices; vectors have none
     grad_clip: float = 1.0          # largest norm of the gradient; 0: no limit
     dropout: float = 0.0            # share of activations zeroed in training
@@ -227,12 +227,12 @@ def orthogonalize(x, steps=5):
 
 
 def learning_rate(step, cfg):
-    """Linear warmup over warmup_steps, then linear decay to zero at max_steps.
-    step: 0, 1, ..."""
-    if step < cfg.warmup_steps:
-        return cfg.learning_rate * (step + 1) / cfg.warmup_steps
-    return (cfg.learning_rate * (cfg.max_steps - step)
-            / max(1, cfg.max_steps - cfg.warmup_steps))
+    """Linear warmup over warmup_steps, or over a tenth of a shorter run, then linear
+    decay to zero at max_steps. step: 0, 1, ..."""
+    warmup = min(cfg.warmup_steps, cfg.max_steps // 10)
+    if step < warmup:
+        return cfg.learning_rate * (step + 1) / warmup
+    return cfg.learning_rate * (cfg.max_steps - step) / (cfg.max_steps - warmup)
 
 
 # --------------------------------------------------------------------------------------
@@ -401,7 +401,7 @@ class RunLog:
         self.path = os.path.join(cfg.out_dir, "log.jsonl")
         # tokens of all processes, at the last log; and of this one since then
         start, self.tokens = (resumed["step"], resumed["tokens"]) if resumed else (0, 0)
-        self.new_tokens, self.steps = 0, 0
+        self.new_tokens, self.steps, self.n_logged = 0, 0, 0
         if machine.is_main:
             trim_log(self.path, start)
         self.bar = tqdm(total=cfg.max_steps, initial=start, unit=" steps",
@@ -432,6 +432,12 @@ class RunLog:
                      grad_norm=norm.item(), mfu=mfu,
                      tokens_per_second=new_tokens / self.steps * rate)
             self.bar.set_postfix(loss=f"{loss:.3f}")
+
+            # the time is told once, without the first steps, which may compile
+            self.n_logged += 1
+            if self.n_logged == 2 and self.machine.is_main:
+                left = tqdm.format_interval((self.cfg.max_steps - step) / rate)
+                tqdm.write(f"step {step} of {self.cfg.max_steps:,}: about {left} to go")
         self.new_tokens, self.steps, self.clock = 0, 0, time.perf_counter()
 
     def evaluate(self, step, evaluate):
@@ -629,11 +635,9 @@ def command_after(cfg, argv):
     tasks = os.path.join(glob.escape(cfg.data_dir), "tasks", "*")
     if not glob.glob(f"{tasks}.train.json"):
         return config.next_command("sample", argv, out_dir=cfg.out_dir)
-    split = "dev" if glob.glob(f"{tasks}.dev.json") else "test"
     return config.next_command("instruct", argv, init_from=cfg.out_dir,
                                out_dir=f"{cfg.out_dir}-instruct",
-                               tasks=f"{tasks}.train.json",
-                               eval_tasks=f"{tasks}.{split}.json")
+                               tasks=f"{tasks}.train.json")
 
 
 def main(argv):

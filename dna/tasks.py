@@ -6,6 +6,7 @@ A task is rows of (sequence, label). Each becomes an Alpaca example, a dict with
 prepare.py writes them, instruct.py tunes on them, and sample.py asks in the same words.
 """
 import glob
+import json
 import os
 import re
 import zlib
@@ -237,11 +238,15 @@ def make_examples(path, tables, seed):
         splits = hold_out(splits["all"], path, seed)
 
     # what is asked
-    file = f"{path}.task.json" if "all" in tables else f"{path}/task.json"
+    file, other = f"{path}/task.json", f"{path}.task.json"
+    if "all" in tables:
+        file, other = other, os.path.join(os.path.dirname(path), "task.json")
+    if os.path.exists(other) and not os.path.exists(file):
+        print(f"{other}: ignored: name it {file}")
     labels = {row.label for rows in splits.values() for row in rows}
     task = describe(path, file, sorted(labels))
     check_labels(splits, task, file)
-    print_task(task, splits)
+    print_task(task, splits, file)
 
     # the examples
     same_in_all = {"task": task.name, "choices": list(task.words.values())}
@@ -294,10 +299,19 @@ def check_labels(splits, task, file):
             "name, with ten rows or more for each")
 
 
-def print_task(task, splits):
-    words = ", ".join(f"{label} = {word}" for label, word in task.words.items())
+def print_task(task, splits, file):
+    # what is asked, and how many rows there are
+    n_rows = Counter(row.label for rows in splits.values() for row in rows)
+    words = ", ".join(f"{label} = {word} ({n_rows[label]:,} rows)"
+                      for label, word in task.words.items())
     sizes = ", ".join(f"{len(rows):,} {split}" for split, rows in splits.items())
     print(f"{task.name}: {task.asks}; {words}; {sizes}")
+    if all(label == word and label.isdigit() for label, word in task.words.items()):
+        labels = {label: f"class {label}" for label in task.words}
+        print(f"{task.name}: to give its labels words, write {file}: "
+              + json.dumps({"asks": task.asks, "labels": labels, "either_strand": False}))
+
+    # sequences that occur with different labels
     labelled = {(row.sequence, row.label) for rows in splits.values() for row in rows}
     n_labels = Counter(sequence for sequence, _ in labelled)
     if n := sum(n > 1 for n in n_labels.values()):
@@ -385,6 +399,17 @@ def find_files(patterns):
             raise FileNotFoundError(f"{pattern}: no such file: run prepare.py first")
         files += paths
     return list({os.path.realpath(path): path for path in files}.values())
+
+
+def scored_beside(paths):
+    """-> the file to score of each NAME.train.json: NAME.test.json beside it, or else
+    NAME.dev.json"""
+    scored = []
+    for path in paths:
+        name = path.removesuffix(".train.json")
+        beside = [f"{name}.test.json", f"{name}.dev.json"]
+        scored += list(filter(os.path.exists, beside))[:1]
+    return scored
 
 
 def read_examples(patterns):

@@ -118,10 +118,10 @@ def test_a_broken_baseline_is_left_out(tmp_path, capsys):
 def test_which_rows_6mers_score(tmp_path):
     rng = np.random.default_rng(0)
     examples = [with_motif(rng, "GATTACAT" if i % 2 else "") for i in range(60)]
-    for name, part in (("train", examples[:40]), ("dev", examples[40:50]), ("test", examples[40:])):
+    for name, part in (("train", examples[:40]), ("test", examples[40:50]), ("dev", examples[40:])):
         write(tmp_path / f"motif.{name}.json", part)
     path = tmp_path / "scores/kmer.json"
-    kmers.main([str(tmp_path)])         # dev, if there is any
+    kmers.main([str(tmp_path)])         # test, if there is any
     assert load(path)["tasks"]["motif"]["n"] == 10
 
     # a task without DNA has no score, and nothing is written

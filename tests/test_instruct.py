@@ -3,6 +3,7 @@ import functools
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from dna.metrics import add_baselines, judge, matthews, mcc_interval, table, wit
 from dna.read import reverse_complement
 from dna.tasks import alpaca_parts, alpaca_prompt, other_strand
 from instruct import (InstructConfig, Row, collate, encode_prompts, encode_rows, epoch_batches,
-                      label_probabilities, load_for_prompts, max_prompt_len, score)
+                      label_probabilities, load_for_prompts, max_prompt_len, print_room, score)
 from model import GPT, GPTConfig, load_checkpoint
 
 
@@ -126,8 +127,21 @@ def test_long_inputs_are_cut_never_the_answer(tok, capsys):
         assert tok.decode(row.prompt).endswith("### Response:\n")
         assert tok.decode(row.response[:-1]) == r["output"]
     assert rows[3] is rows[4] is None
-    printed = capsys.readouterr().out
-    assert "2 of 5 inputs were cut" in printed and "2 of 5 examples do not fit" in printed
+    assert "2 of 5 examples do not fit" in capsys.readouterr().out
+
+
+def test_room_for_an_input(tok, capsys):
+    """What is printed is how much of a longer input encode_prompts() keeps."""
+    dna = [{"instruction": "Which letter?", "input": random_dna(n, n)} for n in (50, 60, 4000)]
+    print_room(tok, dna, 150)
+    first, hint = capsys.readouterr().out.splitlines()
+    room, n_cut = re.fullmatch(r"a prompt holds about (\d+) bases; (\d) of 3 inputs are longer", first).groups()
+    assert int(room) == pytest.approx(encode_prompts(tok, dna, 150)[1][2], rel=0.2) and n_cut == "1"
+    assert "larger block_size" in hint
+    print_room(tok, dna[:2] + [LETTERS[0]] + [LETTERS[0] | {"input": ""}], 150)
+    assert re.fullmatch(r"a prompt holds about \d+ bases; 0 of 2 inputs are longer\n"
+                        r"a prompt holds about \d+ characters of text; 0 of 2 inputs are longer\n",
+                        capsys.readouterr().out)
 
 
 # -- batches
@@ -250,7 +264,17 @@ def test_interval():
     low, high = mcc_interval(np.array([[250, 250], [250, 250]]))
     assert low == pytest.approx(-1.96 / 1000 ** 0.5, rel=0.1)
     assert high == pytest.approx(1.96 / 1000 ** 0.5, rel=0.1)
-    assert mcc_interval(np.array([[5, 0], [0, 7]])) == pytest.approx([1, 1])
+
+
+def test_interval_of_few_rows():
+    """30 of 30 right: Jeffreys' interval of the accuracy, which is much like ours with two labels, begins
+    at 0.92. (An accuracy of p on labels that are equally frequent is an MCC of about 2 p - 1.)"""
+    low, high = mcc_interval(np.diag([15, 15]))
+    assert low == pytest.approx(2 * 0.92 - 1, abs=0.03) and high == 1
+    assert mcc_interval(np.diag([1500, 1500]))[0] > 0.99
+    # always the same answer: nothing is known of the MCC, and 0 is what it is called
+    low, high = mcc_interval(np.array([[15, 0], [15, 0]]))
+    assert low < -0.05 and high > 0.05
 
 
 class Oracle(GPT):
@@ -509,6 +533,35 @@ def test_left_out_tasks_and_baselines(toy, tmp_path, capsys):
     assert set(state["questions"]) == {"core_promoter", "promoter"}
     assert state["questions"]["promoter"]["choices"] == ["Non-promoter", "promoter"]
     assert state["questions"]["promoter"]["instruction"].startswith("Determine promoter detection")
+
+
+def test_what_is_scored(toy, tmp_path, capsys):
+    """Without eval_tasks the test rows beside the training rows, or the dev rows where there are none"""
+    for name in ("tf.train.json", "tf.test.json", "splice.train.json"):
+        shutil.copy(f"{toy}/data/tasks/{name}", tmp_path / name)
+    shutil.copy(tmp_path / "splice.train.json", tmp_path / "tf.dev.json")
+    shutil.copy(f"{toy}/data/tasks/splice.test.json", tmp_path / "splice.dev.json")
+    tune(toy, tmp_path / "out", f"--tasks={tmp_path}/*.train.json", "--epochs=0")
+    assert list(json.loads((tmp_path / "out/scores.json").read_text())["tasks"]) == ["splice", "tf"]
+
+    # a model of one task is asked without naming it; nothing to score leaves no empty table
+    (tmp_path / "tf.test.json").unlink()
+    (tmp_path / "tf.dev.json").unlink()
+    capsys.readouterr()
+    tune(toy, tmp_path / "tuned", f"--tasks={tmp_path}/tf.train.json", "--max_steps=4")
+    printed = capsys.readouterr().out
+    assert "mean" not in printed and not (tmp_path / "tuned/scores.json").exists()
+    assert re.search(r"\nstep 2 of 4: about \d\d:\d\d to go\n", printed)
+    assert printed.endswith(f"next: python sample.py --out_dir={tmp_path}/tuned --predict=new.csv\n")
+    with pytest.raises(ValueError, match="nothing to score: give eval_tasks"):
+        tune(toy, tmp_path / "new", f"--tasks={tmp_path}/tf.train.json", "--epochs=0")
+
+
+def test_a_small_table_gets_min_steps():
+    rows = [row([1, 2], [3, 0], "a") for _ in range(100)]
+    for epochs, steps in ((2.0, 50), (8.0, 80)):
+        cfg = InstructConfig(batch_size=10, gradient_accumulation_steps=1, epochs=epochs, min_steps=50)
+        assert instruct.plan_batches(rows, cfg, CPU, collate)[0].max_steps == steps
 
 
 def test_only_scoring(toy, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Holding out, token bins, tasks, leaks, what is replaced, and what to run next."""
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -18,6 +19,9 @@ from conftest import example, fasta, listing, merge, random_dna, some_rows, tabl
 from dna import tasks
 from dna.read import read_alpaca, reverse_complement
 from prepare import PrepareConfig, documents, reservoir_sample
+
+
+OWN = os.path.join(os.path.dirname(prepare.config.__file__), "own.toml")
 
 
 def read_tasks(*paths, **keys):
@@ -223,8 +227,31 @@ def test_gue_tasks(tmp_path):
 def test_a_line_says_how_each_task_is_read(tmp_path, capsys):
     path = table(tmp_path / "prom_300_all", {"train": some_rows(30), "test": some_rows(4, 1)})
     read_tasks(path)
-    assert capsys.readouterr().out == ("prom_300_all: promoter detection; 0 = Non-promoter, "
-                                       "1 = promoter; 30 train, 4 test\n")
+    assert capsys.readouterr().out == ("prom_300_all: promoter detection; 0 = Non-promoter (17 rows), "
+                                       "1 = promoter (17 rows); 30 train, 4 test\n")
+
+
+def test_a_task_json_is_suggested(tmp_path, capsys):
+    """What is printed can be written as it is, and is then read; one of a wrong name is not overlooked."""
+    path = write(tmp_path / "enhancers.csv", "sequence,label\n" + "".join(
+        f"{s},{x}\n" for s, x in some_rows(40)))
+    write(tmp_path / "task.json", "{}")
+    read_tasks(path)
+    ignored, about, hint = capsys.readouterr().out.splitlines()
+    assert ignored == f"{tmp_path}/task.json: ignored: name it {tmp_path}/enhancers.task.json"
+    assert about == "enhancers: enhancers; 0 = 0 (20 rows), 1 = 1 (20 rows); 36 train, 4 dev"
+    file, text = re.search(r": to give its labels words, write (.*?): (.*)", hint).groups()
+    assert file == f"{tmp_path}/enhancers.task.json"
+    write(tmp_path / "enhancers.task.json", text)
+    assert read_tasks(path)["enhancers.dev.json"][0]["choices"] == ["class 0", "class 1"]
+    assert "0 = class 0 (20 rows), 1 = class 1 (20 rows); 36 train, 4 dev\n" in capsys.readouterr().out
+
+    # in a folder it is the other way round, and labels that are words need none
+    folder = table(tmp_path / "x", {"train": [(s, "ab"[x]) for s, x in some_rows(9)]})
+    write(tmp_path / "x.task.json", "{}")
+    read_tasks(folder)
+    ignored, about = capsys.readouterr().out.splitlines()
+    assert ignored == f"{tmp_path}/x.task.json: ignored: name it {tmp_path}/x/task.json"
 
 
 def without_instructions(examples):
@@ -550,15 +577,16 @@ def test_next_after_tasks(tmp_path, capsys, monkeypatch):
     z = table(tmp_path / "z", {"test": some_rows(10, 4)})
     chat = write(tmp_path / "chat.json", json.dumps([example("Say yes.")]))
     tasks = "data/mine/tasks"
-    for paths, tune, score, more in [
-            ([x, y], f"{tasks}/*.train.json", f"{tasks}/*.dev.json", []),
-            ([y, z], f"{tasks}/*.train.json", f"{tasks}/*.test.json", []),
-            ([y, chat], f"{tasks}/*.train.json,{tasks}/chat.json", "", []),
-            ([z], "", f"{tasks}/*.test.json", ["--epochs=0"])]:
+    own = os.path.relpath(OWN)
+    for paths, command in [
+            ([x, y], [own, f"--tasks={tasks}/*.train.json", "--out_dir=out/mine-instruct"]),
+            ([y, chat], [own, f"--tasks={tasks}/*.train.json,{tasks}/chat.json", "--out_dir=out/mine-instruct"]),
+            ([z], ["--init_from=models/laptop", "--epochs=0", f"--eval_tasks={tasks}/*.test.json",
+                   "--out_dir=out/mine-instruct"])]:
         prepare.main([f"--tasks={','.join(paths)}", "--data_dir=data/mine"])
-        assert last_line(capsys) == ("wrote data/mine", [
-            "python", "instruct.py", f"--tasks={tune}", f"--eval_tasks={score}",
-            "--out_dir=out/mine", *more])
+        assert last_line(capsys) == ("wrote data/mine", ["python", "instruct.py", *command])
+    prepare.main([OWN, f"--tasks={x}"])
+    assert last_line(capsys) == ("wrote data/own", ["python", "instruct.py", OWN])
 
 
 def test_next_in_a_folder_with_special_characters(tmp_path, capsys, monkeypatch):
@@ -566,10 +594,12 @@ def test_next_in_a_folder_with_special_characters(tmp_path, capsys, monkeypatch)
     monkeypatch.chdir(tmp_path)
     x = table(tmp_path / "x", {"train": some_rows(30), "dev": some_rows(4, 1)})
     prepare.main([f"--tasks={x}", "--data_dir=data/a [b]"])
+    *_, baseline = capsys.readouterr().out.splitlines()[:-1]
+    assert shlex.split(baseline) == ["python", "-m", "tools.cnn", "data/a [b]/tasks"]
+    prepare.main([f"--tasks={x}", "--data_dir=data/a [b]"])
     _, words = last_line(capsys)
-    for key, name in (("tasks", "x.train.json"), ("eval_tasks", "x.dev.json")):
-        pattern, = [word.partition("=")[2] for word in words if word.startswith(f"--{key}=")]
-        assert tasks.find_files([pattern]) == [f"data/a [b]/tasks/{name}"]
+    pattern, = [word.partition("=")[2] for word in words if word.startswith("--tasks=")]
+    assert tasks.find_files([pattern]) == ["data/a [b]/tasks/x.train.json"]
 
 
 def test_next_after_the_toy_world(tmp_path, capsys, monkeypatch, toy):

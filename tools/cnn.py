@@ -4,7 +4,7 @@ The CNN baseline: what a small convolutional network learns, without a language 
     python -m tools.cnn data/toy/tasks
 
 It trains one network per task, by the same recipe and budget for all, on the rows of
-NAME.train.json. It scores those of NAME.dev.json, or of NAME.test.json where there are
+NAME.train.json. It scores those of NAME.test.json, or of NAME.dev.json where there is
 none. The scores go to scores/cnn.json in the same folder, where instruct.py finds them
 for its table. The 27 tasks of GUE take half an hour of one core with fast bfloat16.
 

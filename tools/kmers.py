@@ -4,12 +4,13 @@ The 6-mer baseline: what counts of six bases tell, without a language model.
     python -m tools.kmers data/toy/tasks
 
 It trains a multinomial logistic regression per task on the rows of NAME.train.json, and
-scores it on NAME.dev.json, or on NAME.test.json where there are none. The scores go to
+scores it on NAME.test.json, or on NAME.dev.json where there is none. The scores go to
 scores/kmer.json in the same folder, where instruct.py finds them for its table.
 
 Shapes: N sequences, F features, K labels.
 """
 import argparse
+import inspect
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -23,7 +24,7 @@ import config
 from config import require
 from dna.metrics import judge, table, with_means
 from dna.read import is_dna
-from dna.tasks import by_task, read_examples
+from dna.tasks import by_task, read_examples, scored_beside
 
 WIDTH = 6                               # bases
 DECAYS = (1e-3, 3e-3, 1e-2, 3e-2)       # weight decays to choose from
@@ -125,18 +126,18 @@ def baseline(argv, command, name, predict):
     argv, command: of the command line, such as ["data/toy/tasks"], "tools.kmers"
     predict: as score_task() takes it
     """
-    parser = argparse.ArgumentParser(prog=f"python -m {command}",
-                                     description="a baseline: one model per task")
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {command}", formatter_class=argparse.RawTextHelpFormatter,
+        description=inspect.getdoc(inspect.getmodule(predict)))
     parser.add_argument("folder", type=Path, help="tasks/, which prepare.py wrote")
     args = parser.parse_args(argv)
 
     # examples by task, those to train on and those to score
-    files = {split: map(str, args.folder.glob(f"*.{split}.json"))
-             for split in ("train", "dev", "test")}
-    train, dev, test = (by_task(read_examples(paths)) for paths in files.values())
-    require(train, f"{args.folder}: no NAME.train.json: give the tasks folder that "
+    paths = list(map(str, args.folder.glob("*.train.json")))
+    require(paths, f"{args.folder}: no NAME.train.json: give the tasks folder that "
             "prepare.py wrote")
-    scored = test | dev
+    train, scored = (by_task(read_examples(files))
+                     for files in (paths, scored_beside(paths)))
     tasks = [task for task in sorted(train.keys() & scored.keys())
              if is_usable(train[task], scored[task])]
     require(tasks, f"{args.folder}: no task with rows to score, and 20 training rows or "
