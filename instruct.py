@@ -7,9 +7,11 @@ Instruction tuning: one model, many tasks, and a score for each.
     python instruct.py --init_from=models/laptop --epochs=0 --out_dir=out/scores
 
 The last one only scores. Unless --eval_tasks names other files, the rows to score are
-in NAME.test.json beside each NAME.train.json, or else in NAME.dev.json. A row is a prompt, the response and <|endoftext|>. The loss is
-on the latter two, so the model learns to answer and then to stop. out_dir gets what
-train.py writes, and scores.json.
+in NAME.test.json beside each NAME.train.json, or else in NAME.dev.json.
+
+A row is a prompt, the response and <|endoftext|>. The loss is on the latter two, so the
+model learns to answer and then to stop. out_dir gets what train.py writes, and
+scores.json.
 
 Where both strands have the same answer ("either_strand" in the tasks), the model is
 tuned on both, and a label has the mean of its probabilities on both.

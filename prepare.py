@@ -3,7 +3,7 @@ Prepare data: files of DNA, English and tasks -> a tokenizer, token bins, instru
 
     python prepare.py                   # the toy world, nothing to download
     python prepare.py --dna=genome.fa --english=books.txt --tasks=GUE --data_dir=data/my
-    python prepare.py config/own.toml --tasks=enhancers.csv     # to tune a model in the box
+    python prepare.py config/own.toml --tasks=enhancers.csv   # to tune a model in the box
 
 It writes to data_dir:
 
@@ -447,10 +447,10 @@ def main(argv):
         elif not os.path.exists(f"{cfg.data_dir}/meta.json"):
             # it tells the next run that prepare.py wrote this folder
             config.write_json(f"{folder}/meta.json", {"bins": {}})
-    if not all(map(is_scored, tasks)):
+    if any(name.endswith(".train.json") for name in tasks):
         folder = shlex.quote(f"{cfg.data_dir}/tasks")
-        print("baselines, to compare with:", *(f"\n    python -m tools.{name} {folder}"
-                                              for name in ("kmers", "cnn")))
+        print("baselines to compare with:", f"python -m tools.kmers {folder}",
+              f"python -m tools.cnn {folder}", sep="\n    ")
     print(f"wrote {cfg.data_dir}; next: {next_command(cfg, argv, tasks)}")
 
 

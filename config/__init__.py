@@ -85,10 +85,7 @@ def from_command_line(cls, section, argv):
 def read_section(path, section):
     """-> {key: value} of one section of a preset"""
     if not path.endswith(".toml") or not os.path.exists(path):
-        folder, name = os.path.split(path)
-        presets = glob.glob(os.path.join(glob.escape(folder or "config"), "*.toml"))
-        presets = {os.path.basename(preset)[:-5]: preset for preset in presets}
-        near = presets.get(nearest(name.removesuffix(".toml"), presets))
+        near = nearest(path, glob.glob("config/*.toml"))
         hint = f": did you mean {near}?" if near else ""
         raise ValueError(f"{path}: neither a .toml preset nor --key=VALUE{hint}")
     with open(path, "rb") as f:
