@@ -1,4 +1,5 @@
 """A table of one's own: from a CSV to a model that predicts, by the two commands of the README."""
+import json
 import os
 import random
 import shutil
@@ -50,7 +51,7 @@ def test_two_commands(tmp_path):
     # fresh rows, asked as the held-out ones are
     dev = instruct.read_examples([str(tmp_path / "data/own/tasks/enhancers.dev.json")])[0]
     fresh = [dev | {"input": sequence, "output": str(label)} for sequence, label in planted(600, 1)]
-    write(tmp_path / "fresh.json", config.json.dumps(fresh))
+    write(tmp_path / "fresh.json", json.dumps(fresh))
     instruct.main([f"--init_from={tmp_path}/out/own", "--epochs=0", f"--eval_tasks={tmp_path}/fresh.json",
                    f"--out_dir={tmp_path}/scores"])
     assert config.read_json(tmp_path / "scores/scores.json")["mean_mcc"] > 0.8
