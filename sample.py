@@ -4,6 +4,7 @@ sequences.
 
     python sample.py                        # the model in the box, a human promoter
     python sample.py --chat
+    python sample.py --web                  # a page to ask on, in a browser
     python sample.py --instruction="Is this a splice site?" --input=ACGT...
     python sample.py --instruction="..." --input=ACGT... --choices=yes,no
     python sample.py --predict=genes.csv --task=tf_0 --output=labels.tsv
@@ -49,7 +50,7 @@ from config.machine import Machine, find_device
 from dna.read import clean_dna, clean_input, is_dna, looks_like_dna
 from instruct import encode_prompts, load_for_prompts, max_prompt_len
 from model import GPT
-from tools import analyze
+from tools import analyze, web
 
 # The default example: the start of the human gene of beta-globin, HBB. Its TATA box is
 # CATAAAA.
@@ -66,6 +67,7 @@ class SampleConfig(analyze.AnalyzeConfig):
     input: str = ""                 # of the instruction, a DNA sequence or text
     prompt: str = ""                # text to complete, as it is
     chat: bool = False              # read questions from the terminal
+    web: bool = False               # a page to ask on, in a browser
     # How to write what has no choices
     num_samples: int = 1            # completions of the prompt, or answers
     max_new_tokens: int = 128       # longest answer
@@ -438,7 +440,7 @@ def answer_input(s, cfg, question, input):
 def main(argv):
     # one of its uses
     cfg = config.from_command_line(SampleConfig, "sample", argv)
-    uses = [use for use in ("chat", "prompt", *analyze.USES) if getattr(cfg, use)]
+    uses = [use for use in ("chat", "web", "prompt", *analyze.USES) if getattr(cfg, use)]
     require(len(uses) <= 1, f"--{' and --'.join(uses)}: give one of them")
     use = uses[0] if uses else "answer"
     require(not cfg.task or not (cfg.instruction or cfg.choices),
@@ -454,6 +456,8 @@ def main(argv):
     if use == "chat":
         with suppress(KeyboardInterrupt):
             chat(s, cfg)
+    elif use == "web":
+        web.serve(s)
         print()
     elif use == "prompt":
         for _ in range(cfg.num_samples):
