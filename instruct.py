@@ -311,22 +311,23 @@ def label_probabilities(model, tok, examples, max_len, machine, what, batch_size
     ids_of = {text: [*ids.tolist(), tok.eot]
               for text, ids in zip(texts, tok.encode_batch(texts))}
 
-    # their batches: the same choices, then the same instruction and similar lengths.
-    # Lengths within 4 stay in their order, because neighbours, such as the mutants of a
-    # sequence, may have a long prefix in common.
+    # their batches: the same choices and similar lengths, then the same instruction if
+    # there are many rows. Lengths within 4 stay in their order, because neighbours, such
+    # as the mutants of a sequence, may have a long prefix in common.
     batches = defaultdict(list)
     for i, (e, prompt) in enumerate(zip(rows, prompts)):
         longest = max(len(ids_of[choice]) for choice in choices_of(e))
         if prompt is not None and len(prompt) + longest <= model.config.block_size:
-            key = tuple(choices_of(e)), e["instruction"], len(prompt) // 4
+            key = tuple(choices_of(e)), len(prompt) // 4
             batches[key].append(i)
 
     # their answers
     answers = [None] * len(rows)
     bar = tqdm(total=len(rows), desc=what, unit=" rows",
                disable=None if what and machine.is_main else True)
-    for (choices, *_), members in sorted(batches.items()):
+    for (choices, _), members in sorted(batches.items()):
         choices = [ids_of[choice] for choice in choices]
+        members.sort(key=lambda i: rows[i]["instruction"])
         for start in range(0, len(members), batch_size):
             batch = members[start:start + batch_size]
             with machine.autocast():

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from conftest import random_dna
+from model import GPT
 from sample import load
 from tools import web
 from tools.analyze import ask, mean_changes, mutation_effects
@@ -61,6 +62,19 @@ def test_answers_are_those_of_the_command_line(server, session, text):
     for q in session.questions:
         log_p, _ = ask(session, q, [DNA], "")
         assert np.allclose(found["answers"][q["task"]], np.exp(log_p[0]))
+
+
+def test_all_questions_are_asked_at_once(server, session, monkeypatch):
+    """Prompts of similar lengths are in one batch, whatever their instructions."""
+    questions = [session.questions[0] | {"task": f"{i}", "instruction": f"Is it {i}?"} for i in range(9)]
+    monkeypatch.setattr(server, "session", session._replace(questions=questions))
+    batches, real = [], GPT.log_likelihoods
+    monkeypatch.setattr(GPT, "log_likelihoods", lambda self, prompts, choices:
+                        batches.append(prompts) or real(self, prompts, choices))
+    found = post(server, "/", DNA)[1]["answers"]
+    assert len(found) == sum(map(len, batches)) == 9 and len(batches) <= 2
+    for q in questions:
+        assert np.allclose(found[q["task"]], np.exp(ask(session, q, [DNA], "")[0][0]))
 
 
 def test_explanation_is_that_of_the_command_line(server, session):
