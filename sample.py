@@ -294,7 +294,10 @@ SHORT_LINE = re.compile(r"[\d\s]*[ACGTUN][\d\sACGTUN]*", re.IGNORECASE)
 
 
 def is_sequence(line, lines):
-    """Whether a line below `lines` of its message is DNA, or the header of FASTA"""
+    """Whether a line below `lines` of its message is DNA, or the header of FASTA. A
+    number at its beginning is a question's. GenBank's line numbers are indented."""
+    if line[:1].isdigit():
+        return False
     return (line.startswith(">") or looks_like_dna(line)
             or lines and SHORT_LINE.fullmatch(line))
 

@@ -58,6 +58,8 @@ def messages(monkeypatch, *lines):
     ("Say it.\r\nACGUACGU\r\n", [("Say it.", "ACGTACGT")]),
     ("2\nacgtac\n3\nwhy", [("2", "ACGTAC"), ("3", ""), ("why", "")]),
     ("2. ACGTACGT\nGG", [("2.", "ACGTACGTGG")]),
+    ("2 ACGTACGTAC\nGG\n1 ACGTACGTAC", [("2", "ACGTACGTACGG"), ("1", "ACGTACGTAC")]),
+    ("  1 acgtacgtac gtac\n 21 acg", [("", "ACGTACGTACGTACACG")]),
     ("tf_0: ACGTACGTNNRY\nACGTACGTAC\nwhat?", [("tf_0:", "ACGTACGTNNRYACGTACGTAC"), ("what?", "")]),
     ("2\n>name\n        1 acgtacgtac gtacgtacgt\n       21 ac\n", [("2", "ACGTACGTACGTACGTACGTAC")]),
     ("ACGTACGT\nACGTACGT\n\nACGTACGA", [("", "ACGTACGT" * 2), ("", "ACGTACGA")]),
@@ -393,6 +395,7 @@ def chat_model(toy, tmp_path_factory):
     (f"2\n{BASES}", ["asked as tail_2, of 60 bases"]),                   # a question by its number
     (f"2\n\n\n{BASES}", ["asked as tail_2: of which sequence?", "asked as tail_2, of 60 bases"]),
     (f"tail_2: {BASES}", ["asked as tail_2, of 60 bases"]),
+    (f"2 {BASES}", ["asked as tail_2, of 60 bases"]),
     (f"{BASES}\n2", ["what do you want to know", "asked as tail_2, of 60 bases"]),
     (f"is this dna\n{BASES[:30]}\n{BASES[30:]}", ["asked as bases, of 60 bases"]),
     (f"2\n>a header\n{BASES}RNN\n", ["asked as tail_2, of 63 bases; 3 of 63 letters are ambiguous"]),
