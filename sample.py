@@ -478,6 +478,7 @@ def main(argv):
             answer_input(s, cfg, question, cfg.input)
         else:
             instruction, input = EXAMPLE
+            print(instruction, input)
             cfg = replace(cfg, instruction=instruction)
             question = question or chosen_question(s, cfg)
             answer_input(s, cfg, question, input)
