@@ -193,7 +193,7 @@ def test_the_example_of_the_model_in_the_box(box, capsys):
     """It is a promoter to any good model, which finds CATAAAA there."""
     sample.main([f"--out_dir={ROOT}/models/laptop", "--device=cpu"])
     said = capsys.readouterr().out
-    assert said.startswith("asked as prom_core_tata, of 70 bases\npromoter: ")
+    assert said.startswith(" ".join(sample.EXAMPLE) + "\nasked as prom_core_tata, of 70 bases\npromoter: ")
     assert " on held-out rows)\n" in said
     means = analyze.mean_changes(sample.EXAMPLE[1], box.explain(sample.EXAMPLE[1], "prom_core_tata"))
     assert set(np.argsort(means)[:4]) <= set(range(3, 10))
