@@ -12,6 +12,7 @@ import unicodedata
 
 import pytest
 import torch
+from conftest import random_dna
 from test_bpe import prose_and_dna
 
 import bpe
@@ -62,8 +63,39 @@ def test_gpt_lesson(toy, tmp_path, monkeypatch, capsys):
     examples = doctest.DocTestParser().get_examples(rest)
     assert len(examples) > 30
     for example in examples:
-        exec(compile(example.source, f"gpt.md: {example.source}", "single"), test.globs)
+        source = example.source.replace("weights[1, 2]", "weights[1, 1]")     # it has two heads a layer
+        exec(compile(source, f"gpt.md: {source}", "single"), test.globs)
     assert "### Response:\nDonor Sites" in capsys.readouterr().out
+
+    # what the lesson has defined is there for the solutions of its exercises
+    examples = doctest.DocTestParser().get_examples(solutions().split("<!-- From here on")[1])
+    assert len(examples) > 15
+    for example in examples:
+        exec(compile(example.source, f"solutions.md: {example.source}", "single"), test.globs)
+    assert 1 < test.globs["cost"]("ACGT" * 10) < 9
+
+
+def solutions():
+    with open(os.path.join(os.path.dirname(LESSON), "solutions.md"), encoding="utf-8") as f:
+        return f.read()
+
+
+def test_the_solutions(tmp_path, monkeypatch, capsys):
+    """What needs no model prints what it says, on a genome of the test's own. Every exercise has one."""
+    for path, heading in ((LESSON, "## One vocabulary"), (GPT_LESSON, "## From tokens")):
+        with open(path, encoding="utf-8") as f:
+            text = f.read().split("## Exercises")[1]
+        exercises = re.findall(r"^(\d+)\. \*\*(.*?)\*\*", text, re.MULTILINE)
+        part = solutions().split(heading)[1].split("\n## ")[0]
+        assert exercises == re.findall(r"^\*\*(\d+)\. (.*?)\*\*", part, re.MULTILINE) and exercises
+    os.makedirs(tmp_path / "data/toy/raw")
+    (tmp_path / "data/toy/raw/genome.fa").write_text(">toy\n" + random_dna(3000) + "\n", encoding="utf-8")
+    os.symlink(bpe.__file__, tmp_path / "bpe.py")
+    monkeypatch.chdir(tmp_path)
+    test = doctest.DocTestParser().get_doctest(solutions().split("<!-- From here on")[0], {}, "solutions.md",
+                                               "solutions.md", 0)
+    failed, tried = doctest.DocTestRunner().run(test)
+    assert tried > 45 and failed == 0, capsys.readouterr().out
 
 
 def test_attention(toy, tmp_path, capsys, monkeypatch):

@@ -6,8 +6,6 @@ import shlex
 import sys
 import types
 
-import pytest
-
 import bpe
 import config
 from dna import toy as toy_world
