@@ -50,7 +50,7 @@ class RunConfig:
     dropout: float = 0.0            # share of activations zeroed in training
     log_interval: int = 10          # steps between lines of the log
     device: str = "auto"            # auto, cpu, cuda, cuda:1, mps
-    dtype: str = "auto"             # of matrix products: auto, float32, bfloat16
+    dtype: str = "auto"             # of products: auto, float32, bfloat16, float16
     seed: int = 1337                # of the weights, the data order and dropout
     resume: bool = False            # continue from last.pt in out_dir
     overwrite: bool = False         # delete the run that out_dir holds, and start anew
@@ -195,8 +195,11 @@ class Muon(torch.optim.Optimizer):
             momentum = state["momentum"].lerp_(p.grad, 1 - self.momentum)
             # Nesterov: one step ahead
             update = p.grad.lerp(momentum, self.momentum)
-            update = update.view(parts, -1, p.size(1)).to(self.dtype)
-            updates[update.shape[1:]].append((p, update))
+            update = update.view(parts, -1, p.size(1))
+            if self.dtype == torch.float16:
+                # its smallest number is 6e-8, and an update may be smaller
+                update = torch.nn.functional.normalize(update, dim=(1, 2))
+            updates[update.shape[1:]].append((p, update.to(self.dtype)))
 
         # matrices of the same shape are orthogonalized together, which is faster
         for shape, members in updates.items():
@@ -285,8 +288,7 @@ def evaluate_bins(model, bins, meta, cfg, machine, eot):
 # --------------------------------------------------------------------------------------
 # Training
 
-def fit(model, cfg, machine, batches, evaluate, extra, resumed=None,
-        flops_per_step=None):
+def fit(model, cfg, machine, batches, evaluate, extra, resumed=None, tokens_per_step=0):
     """Train `model` for cfg.max_steps; log, evaluate and save checkpoints in
     cfg.out_dir.
 
@@ -295,14 +297,17 @@ def fit(model, cfg, machine, batches, evaluate, extra, resumed=None,
     evaluate() -> what to log, a dict with "val_loss", the lower the better
     extra: more fields of every checkpoint (plain tensors, numbers, strings)
     resumed: the checkpoint to continue from
-    flops_per_step: of all processes; None where unknown, then without mfu
+    tokens_per_step: of all processes; 0 where rows vary in length, then without mfu
     """
     optimizers = make_optimizers(model, cfg, machine)
     step, best = (resumed["step"], resumed["best"]) if resumed else (0, math.inf)
     for optimizer, state in zip(optimizers, resumed["optimizers"] if resumed else []):
         optimizer.load_state_dict(state)
-    ddp_model = wrap_model(model, cfg, machine, cfg.max_steps * (flops_per_step or 0))
-    log = RunLog(model, cfg, machine, extra, resumed, flops_per_step)
+    if resumed and resumed.get("scaler"):       # it has none in another dtype
+        machine.scaler.load_state_dict(resumed["scaler"])
+    flops_per_step = tokens_per_step * model.flops_per_token(model.config.block_size)
+    ddp_model = wrap_model(model, cfg, machine, cfg.max_steps * flops_per_step)
+    log = RunLog(model, cfg, machine, extra, resumed, tokens_per_step, flops_per_step)
     model.train()
     with deferred_signals(machine) as signals:
         while step < cfg.max_steps:
@@ -312,7 +317,7 @@ def fit(model, cfg, machine, batches, evaluate, extra, resumed=None,
             torch.manual_seed(seed * machine.world + machine.rank)
             lr, micro_batches = learning_rate(step, cfg), batches(step)
             loss = forward_backward(ddp_model, micro_batches, machine)
-            norm = update(model, optimizers, lr, cfg.grad_clip)
+            norm = update(model, optimizers, lr, cfg.grad_clip, machine)
             step += 1
 
             # ---- training ends here; below is bookkeeping ----
@@ -329,7 +334,8 @@ def fit(model, cfg, machine, batches, evaluate, extra, resumed=None,
                     log.save("best.pt", step=step, best=best)
             if evaluating or stopping:
                 log.save("last.pt", step=step, best=best,
-                         optimizers=[optimizer.state_dict() for optimizer in optimizers])
+                         optimizers=[optimizer.state_dict() for optimizer in optimizers],
+                         scaler=machine.scaler.state_dict())
             if stopping:
                 sys.exit(f"stopped at step {step}: --resume continues" if machine.is_main
                          else 1)
@@ -371,19 +377,27 @@ def forward_backward(ddp_model, micro_batches, machine):
         with machine.autocast():
             mean = ddp_model(*machine.to_device(batch))[1]
         part = mean / (targets_per_process / count)
-        part.backward()
+        machine.scaler.scale(part).backward()
         loss += part.detach()
     return loss
 
 
-def update(model, optimizers, lr, grad_clip):
+def update(model, optimizers, lr, grad_clip, machine):
     """Change the weights by their gradients -> the norm of the gradient, before
-    clipping"""
+    clipping; None if it has overflowed float16, and the weights stay as they are"""
     for group in [g for optimizer in optimizers for g in optimizer.param_groups]:
         group["lr"] = lr
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
     for optimizer in optimizers:
-        optimizer.step()
+        machine.scaler.unscale_(optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
+
+    # An overflow may be in the gradients of one optimizer only. It stops all of them.
+    if machine.dtype == torch.float16 and not norm.isfinite():
+        norm = None
+    else:
+        for optimizer in optimizers:
+            optimizer.step()
+    machine.scaler.update()
     model.zero_grad(set_to_none=True)
     return norm
 
@@ -391,11 +405,17 @@ def update(model, optimizers, lr, grad_clip):
 # --------------------------------------------------------------------------------------
 # The run's log
 
+# About the share of the peak that training reaches. It stands for the time of a step
+# until steps have been timed.
+USUAL_MFU = 0.4
+
+
 class RunLog:
     """Writes log.jsonl, checkpoints and a progress bar. Every process counts tokens, the
-    main one writes. extra, resumed, flops_per_step: as in fit()"""
+    main one writes. extra, resumed, tokens_per_step: as in fit()"""
 
-    def __init__(self, model, cfg, machine, extra, resumed, flops_per_step):
+    def __init__(self, model, cfg, machine, extra, resumed, tokens_per_step,
+                 flops_per_step):
         self.model, self.cfg, self.machine, self.extra = model, cfg, machine, extra
         self.flops_per_step = flops_per_step
         self.path = os.path.join(cfg.out_dir, "log.jsonl")
@@ -404,6 +424,8 @@ class RunLog:
         self.new_tokens, self.steps, self.n_logged = 0, 0, 0
         if machine.is_main:
             trim_log(self.path, start)
+            if flops_per_step:
+                self.forecast(start, tokens_per_step)
         self.bar = tqdm(total=cfg.max_steps, initial=start, unit=" steps",
                         disable=None if machine.is_main else True)
         self.clock = time.perf_counter()
@@ -413,6 +435,8 @@ class RunLog:
         self.new_tokens += sum(map(count_targets, micro_batches))
         self.steps += 1
         self.bar.update()
+        if norm is None:
+            self.skipped(step)
         if not (logging or stopping):
             return
 
@@ -420,10 +444,11 @@ class RunLog:
         loss, new_tokens = self.machine.sum(loss, self.new_tokens)
         loss /= self.machine.world
         self.tokens += int(new_tokens)
-        self.check_finite(step, loss=loss, gradient=norm.item())
 
         # write, and start counting again
-        if logging:
+        if norm is not None:
+            self.check_finite(step, loss=loss, gradient=norm.item())
+        if norm is not None and logging:
             rate = self.steps / (time.perf_counter() - self.clock)
             mfu = None
             if self.flops_per_step and self.machine.peak:
@@ -433,12 +458,37 @@ class RunLog:
                      tokens_per_second=new_tokens / self.steps * rate)
             self.bar.set_postfix(loss=f"{loss:.3f}")
 
-            # the time is told once, without the first steps, which may compile
+            # the time is measured once, without the first steps, which may compile
             self.n_logged += 1
-            if self.n_logged == 2 and self.machine.is_main:
-                left = tqdm.format_interval((self.cfg.max_steps - step) / rate)
-                tqdm.write(f"step {step} of {self.cfg.max_steps:,}: about {left} to go")
+            if self.n_logged == 2:
+                self.say_time(step, rate)
         self.new_tokens, self.steps, self.clock = 0, 0, time.perf_counter()
+
+    def forecast(self, start, tokens_per_step):
+        """Say what the steps after `start` will compute, and guess how long they take."""
+        steps = self.cfg.max_steps - start
+        peak = self.machine.peak or self.machine.matmul_rate()
+        self.say_time(start, USUAL_MFU * peak / self.flops_per_step,
+                      f", for {steps * tokens_per_step:,} tokens, "
+                      f"{steps * self.flops_per_step:.1e} FLOPs at {USUAL_MFU:.0%} of "
+                      f"{peak / 1e12:.3g} TFLOP/s")
+
+    def say_time(self, step, rate, why=""):
+        """rate: steps per second"""
+        if self.machine.is_main:
+            left = tqdm.format_interval((self.cfg.max_steps - step) / rate)
+            tqdm.write(f"step {step} of {self.cfg.max_steps:,}: about {left} to go{why}")
+
+    def skipped(self, step):
+        """Say that the gradient of a step has overflowed float16."""
+        scale = self.machine.scaler.get_scale()
+        require(scale >= 1, f"float16 cannot hold the gradient at step {step}: try a "
+                f"lower learning_rate or --dtype=float32; {self.cfg.out_dir} keeps the "
+                "last good checkpoint")
+        self.log(step=step, skipped=True, scale=scale)
+        if self.machine.is_main:
+            tqdm.write(f"step {step}: skipped, its gradient overflows float16; the loss "
+                       f"is now scaled by {scale:,.0f}")
 
     def evaluate(self, step, evaluate):
         """-> the validation loss"""
@@ -667,11 +717,10 @@ def main(argv):
         return evaluate_bins(model, bins, meta, cfg, machine, tok.eot)
 
     tokens_per_step = cfg.batch_size * cfg.gradient_accumulation_steps * cfg.block_size
-    flops_per_step = tokens_per_step * model.flops_per_token(cfg.block_size)
     wrote = ""
     if not resumed or resumed["step"] < cfg.max_steps:
         with open_out_dir(cfg, machine, os.path.join(cfg.data_dir, "tokenizer.json")):
-            fit(model, cfg, machine, batches, evaluate, extra, resumed, flops_per_step)
+            fit(model, cfg, machine, batches, evaluate, extra, resumed, tokens_per_step)
         wrote = f"wrote {cfg.out_dir}; "
     machine.close()
     if machine.is_main:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measure all that a GPU can show, and print one table.
+# Measure all that a GPU can show, and print one table, in Markdown.
 #
 #     bash bench/gpu.sh                               # config/gpt2.toml; logs in out/gpu
 #     bash bench/gpu.sh config/toy.toml out/gpu-toy   # the same on a CPU
@@ -60,15 +60,17 @@ give_up() {
 # What each stage took, and the figures that it printed last
 table() {
     local name state figures seconds
-    local figure='tokens/s|rows/s|^MFU|peak memory|stalled|^step|^mean|^on |^error'
-    printf '\n%-16s %-7s %8s  %s\n' stage state seconds figures
+    local figure='tokens/s|rows/s|^MFU|peak memory|stalled|^mean|^on |^error'
+    printf '\n| %-16s | %-6s | %7s | figures |\n' stage state seconds
+    printf '| --- | --- | ---: | --- |\n'
     for name in "${stages[@]}"; do
         state=failed
         [ -e "$out/$name.done" ] && state=done
-        figures=$(grep -hE "$figure" "$out/$name.log" 2>/dev/null | tail -n 4 \
+        figures=$({ grep -hE "$figure" "$out/$name.log" | tail -n 4
+            grep -h '^step' "$out/$name.log" | tail -n 1; } 2>/dev/null \
             | tr -s ' ' | paste -sd ';')
         seconds=$(($(paste -sd + "$out/$name.seconds" 2>/dev/null || echo 0)))
-        printf '%-16s %-7s %8s  %s\n' "$name" "$state" $seconds "${figures//;/; }"
+        printf '| %-16s | %-6s | %7s | %s |\n' "$name" "$state" $seconds "${figures//;/; }"
     done | tee "$out/table.txt"
 }
 
@@ -100,6 +102,7 @@ stage step 300 "${step[@]}"
 stage step-dropout 300 "${step[@]}" --dropout=0.1
 stage step-vocabulary 300 "${step[@]}" --vocab_size=50257
 stage step-adamw 300 "${step[@]}" --optimizer=adamw
+stage step-float16 300 "${step[@]}" --dtype=float16
 stage step-eager 300 "${step[@]}" --compile=no --gradient_accumulation_steps=1
 stage step-torchrun 300 "$python" -m torch.distributed.run --standalone \
     --nproc_per_node=1 -m bench.step "$preset"
@@ -109,9 +112,16 @@ for B in $((rows / 2)) "$rows" $((rows * 2)); do
     stage "rows-$B" 300 "${step[@]}" --batch_size="$B" --gradient_accumulation_steps=1
 done
 
+# 100 steps of a run: the same loss in float16 as in the dtype that auto takes
+for dtype in auto float16; do
+    stage "100-$dtype" 580 "$python" train.py "$preset" --dtype="$dtype" --max_steps=100 \
+        --out_dir="$out/100-$dtype" --overwrite
+done
+
 # the preset
 training pretraining 3600 "$base" "$python" train.py "$preset" || give_up
 stage tuning-step 300 "$python" -m bench.tuning "$preset"
+stage tuning-float16 300 "$python" -m bench.tuning "$preset" --dtype=float16
 stage tuning-prefix 300 "$python" -m bench.tuning "$preset" --mix_instructions=false \
     --compile=no --batch_size=64 --gradient_accumulation_steps=4
 stage 6-mers 580 "$python" -m tools.kmers "$(of prepare data_dir)/tasks"

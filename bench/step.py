@@ -9,7 +9,6 @@ It takes the keys of train.py. It trains random weights, and throws them away.
 """
 import math
 import statistics
-import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,25 +32,6 @@ class StepConfig(TrainConfig):
 # --------------------------------------------------------------------------------------
 # Its time
 
-def now(machine):
-    """-> seconds, when all is computed that was asked for"""
-    if machine.device.type != "cpu":    # Python does not wait for what a GPU computes
-        getattr(torch, machine.device.type).synchronize()
-    return time.perf_counter()
-
-
-def matmul_flops(machine):
-    """-> FLOP/s of products of two n x n matrices, measured"""
-    # a GPU gets several large ones: a single small one would be over sooner than it can
-    # be launched and waited for
-    n, times = (8192, 10) if machine.device.type == "cuda" else (2048, 1)
-    a, b = torch.randn(2, n, n, device=machine.device).to(machine.dtype)
-    start = now(machine)
-    for _ in range(times):
-        a @ b
-    return times * 2 * n ** 3 / (now(machine) - start)
-
-
 def time_steps(model, cfg, machine, windows):
     """Train for some steps.
 
@@ -64,19 +44,19 @@ def time_steps(model, cfg, machine, windows):
     times, rates = [], []
     model.train()
     for step in tqdm(range(WARMUP + STEPS), disable=None if machine.is_main else True):
-        clock = [now(machine)]
+        clock = [machine.now()]
         micro_batches = windows.micro_batches(step, cfg, machine)
-        clock.append(now(machine))
+        clock.append(machine.now())
         forward_backward(ddp_model, micro_batches, machine)
-        clock.append(now(machine))
-        update(model, optimizers, learning_rate(step, cfg), cfg.grad_clip)
-        clock.append(now(machine))
+        clock.append(machine.now())
+        update(model, optimizers, learning_rate(step, cfg), cfg.grad_clip, machine)
+        clock.append(machine.now())
 
         # the first steps compile and fill caches
         if step >= WARMUP:
             times.append(np.diff(clock))
             if not machine.peak:
-                rates.append(matmul_flops(machine) * machine.world)
+                rates.append(machine.matmul_rate())
     return np.array(times), machine.peak or statistics.median(rates)
 
 

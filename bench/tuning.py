@@ -11,7 +11,6 @@ import statistics
 from tqdm import tqdm
 
 import config
-from bench.step import now
 from config.machine import find_machine
 from dna.tasks import read_examples
 from instruct import (InstructConfig, collate, encode_rows, load_for_prompts,
@@ -28,11 +27,11 @@ def time_steps(model, batches, cfg, machine):
     seconds, rows, shapes = [], [], set()
     model.train()
     for step in tqdm(range(WARMUP + STEPS), disable=None if machine.is_main else True):
-        start = now(machine)
+        start = machine.now()
         micro_batches = batches(step)
         forward_backward(ddp_model, micro_batches, machine)
-        update(model, optimizers, cfg.learning_rate, cfg.grad_clip)
-        seconds.append(now(machine) - start)
+        update(model, optimizers, cfg.learning_rate, cfg.grad_clip, machine)
+        seconds.append(machine.now() - start)
         rows.append(sum(len(idx) for idx, *_ in micro_batches))
         shapes |= {tuple(t.shape for t in batch) for batch in micro_batches}
     return seconds[WARMUP:], rows[WARMUP:], shapes

@@ -16,7 +16,6 @@ import torch
 
 import config
 from bench import in_turn
-from bench.step import now
 from config import require
 from config.machine import find_machine
 from train import (TrainConfig, Windows, forward_backward, make_optimizers, new_model,
@@ -34,7 +33,7 @@ def ours(cfg, tok, machine):
 
     def step(idx, targets):
         forward_backward(ddp_model, [(idx, targets)], machine)
-        update(model, optimizers, cfg.learning_rate, cfg.grad_clip)
+        update(model, optimizers, cfg.learning_rate, cfg.grad_clip, machine)
     return step
 
 
@@ -71,9 +70,9 @@ def measure(name, cfg):
     step = MAKERS[name](cfg, tok, machine)
     for k in range(WARMUP + STEPS):
         rows = windows.rows(k * cfg.batch_size, cfg.batch_size)
-        start = now(machine)
+        start = machine.now()
         step(*rows)
-        seconds.append(now(machine) - start)
+        seconds.append(machine.now() - start)
     return statistics.median(seconds[WARMUP:])
 
 

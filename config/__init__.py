@@ -44,8 +44,8 @@ POSITIVE = ("batch_size gradient_accumulation_steps n_layer n_head n_embd block_
             "val_fraction num_samples max_new_tokens").split()
 AT_MOST_1 = "dropout val_fraction balance undo_merges".split()
 # These texts are one of a few.
-CHOICES = {"optimizer": ("muon", "adamw"), "dtype": ("auto", "float32", "bfloat16"),
-           "compile": ("auto", "yes", "no")}
+CHOICES = {"optimizer": ("muon", "adamw"), "compile": ("auto", "yes", "no"),
+           "dtype": ("auto", "float32", "bfloat16", "float16")}
 
 
 def from_command_line(cls, section, argv):

@@ -10,6 +10,7 @@ import importlib.util
 import os
 import shutil
 import sys
+import time
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +18,9 @@ import torch.distributed as dist
 
 from config import require
 
-# Peak bfloat16 TFLOP/s of some GPUs, dense, from their data sheets, by the full name: a
-# GPU of a similar name may be another one.
+# Peak TFLOP/s of some GPUs, dense, in bfloat16, or in float16 where they have no
+# bfloat16. They are from their data sheets, by the full name: a GPU of a similar name may
+# be another one.
 PEAK_TFLOPS = {
     "NVIDIA B200": 2250, "NVIDIA H200": 989, "NVIDIA H200 NVL": 835,
     "NVIDIA H100 80GB HBM3": 989, "NVIDIA H100 PCIe": 756, "NVIDIA H100 NVL": 835,
@@ -27,7 +29,10 @@ PEAK_TFLOPS = {
     "NVIDIA A40": 149.7, "NVIDIA RTX A6000": 154.8,
     "NVIDIA L40S": 362, "NVIDIA L40": 181, "NVIDIA L4": 121,
     "NVIDIA GeForce RTX 5090": 209.5, "NVIDIA GeForce RTX 4090": 165.2,
-    "NVIDIA GeForce RTX 3090": 71}
+    "NVIDIA GeForce RTX 3090": 71,
+    "Tesla T4": 65, "Tesla V100S-PCIE-32GB": 130,
+    "Tesla V100-SXM2-16GB": 125, "Tesla V100-SXM2-32GB": 125,
+    "Tesla V100-PCIE-16GB": 112, "Tesla V100-PCIE-32GB": 112}
 
 
 @dataclass
@@ -37,6 +42,12 @@ class Machine:
     peak: float | None = None   # FLOP/s of all processes together, None if not listed
     rank: int = 0               # of this process
     world: int = 1              # number of processes
+
+    def __post_init__(self):
+        # In float16 small gradients would be zero. So the loss is scaled up, and they are
+        # scaled down again in float32. In another dtype the scaler does nothing.
+        self.scaler = torch.amp.GradScaler(self.device.type,
+                                           enabled=self.dtype == torch.float16)
 
     @property
     def is_main(self):
@@ -51,6 +62,24 @@ class Machine:
         if self.device.type == "cuda":
             return [t.pin_memory().to(self.device, non_blocking=True) for t in tensors]
         return [t.to(self.device) for t in tensors]
+
+    def now(self):
+        """-> seconds, when all is computed that was asked for"""
+        if self.device.type != "cpu":       # Python does not wait for what a GPU computes
+            getattr(torch, self.device.type).synchronize()
+        return time.perf_counter()
+
+    def matmul_rate(self):
+        """-> FLOP/s of products of two n x n matrices, measured, times all processes"""
+        # a GPU gets several large ones: a single small one would be over sooner than it
+        # can be launched and waited for
+        n, times = (8192, 10) if self.device.type == "cuda" else (1024, 1)
+        a = torch.ones(n, n, device=self.device, dtype=self.dtype)
+        a @ a       # the first one is slow: it is planned
+        start = self.now()
+        for _ in range(times):
+            a @ a
+        return self.world * times * 2 * n ** 3 / (self.now() - start)
 
     def sum(self, *numbers):
         """Numbers summed over all processes -> list of float"""
@@ -108,7 +137,7 @@ def find_machine(cfg):
 
     # its peak
     peak = None
-    if device.type == "cuda" and dtype == torch.bfloat16:
+    if device.type == "cuda" and dtype != torch.float32:
         peak = PEAK_TFLOPS.get(torch.cuda.get_device_name(device))
     return Machine(device, dtype, peak and world * peak * 1e12, rank, world)
 
@@ -138,12 +167,13 @@ def find_device(name):
 
 
 def fast_dtype(device):
-    """bfloat16 where the hardware has units for it, float32 where it has none"""
+    """bfloat16 where the hardware has units for it; else float16 on a CUDA device (before
+    compute capability 8.0) and float32 on another"""
     if device.type == "cuda":
         has_units = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        has_units = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported()
-                                              or torch.cpu._is_amx_tile_supported())
+        return torch.bfloat16 if has_units else torch.float16
+    has_units = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported()
+                                          or torch.cpu._is_amx_tile_supported())
     return torch.bfloat16 if has_units else torch.float32
 
 

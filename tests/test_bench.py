@@ -14,6 +14,7 @@ from torch.nn import functional as F
 import config
 import train
 from bench import in_turn, step, vs_transformers
+from config.machine import Machine
 from dna.metrics import add_baselines
 from model import load_checkpoint
 from tools import kmers
@@ -137,7 +138,7 @@ def test_which_rows_6mers_score(tmp_path):
 # -- the time of a step
 
 def test_step_reports_where_the_time_goes(toy, monkeypatch, capsys):
-    monkeypatch.setattr(step, "matmul_flops", lambda machine: 1e11)
+    monkeypatch.setattr(Machine, "matmul_rate", lambda self: 1e11)
     before = listing(toy)
     step.main([*SMALL, f"--data_dir={toy}/data"])
     out = capsys.readouterr().out

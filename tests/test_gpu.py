@@ -73,7 +73,7 @@ def test_a_step_never_waits_for_the_device(name, optimizer, motifs, monkeypatch)
     for _ in range(2):
         forward_backward(model, [BATCHES[name]] * 2, machine)
         assert all(p.grad is not None for p in model.parameters())
-        update(model, optimizers, 1e-3, grad_clip=1.0)
+        update(model, optimizers, 1e-3, 1.0, machine)
     loss = model(*machine.to_device(BATCHES[name]))[1]
     for reads in (loss.item, loss.tolist, loss.nonzero, lambda: bool(loss > 0)):
         with pytest.raises((RuntimeError, NotImplementedError)):
@@ -204,7 +204,8 @@ def test_memory_of_a_step(monkeypatch):
     peak = kept[1] + 10 * (kept[1] - kept[0]) + 2 * B * 1024 * V
     stated = stated_gigabytes()
     assert stated[B] == pytest.approx(peak / GB, rel=0.1)
-    assert stated[B // 2] == pytest.approx(peak / 2 / GB, rel=0.1) and stated[B // 2] < 16
+    assert stated[B // 2] == pytest.approx(peak / 2 / GB, rel=0.1)
+    assert stated[B // 4] == pytest.approx(peak / 4 / GB, rel=0.1)
 
     # the only gradient that comes from outside is that of the loss, not one of the logits
     outside = [node for node in backward.find_nodes(op="placeholder") if "tangents" in node.name]
@@ -242,6 +243,17 @@ def test_no_preset_pretrains_with_dropout(preset):
     assert config.from_command_line(TrainConfig, "train", [preset]).dropout == 0
 
 
+@pytest.mark.parametrize("card", [16, 24])
+def test_smaller_cards_take_the_same_step(card):
+    """In more micro-batches, with a quarter of the memory to spare"""
+    with open(GPT2, encoding="utf-8") as f:
+        rows, accumulation = map(int, re.search(
+            rf"A card of {card} GB wants batch_size = (\d+) and gradient_accumulation_steps = (\d+)", f.read()).groups())
+    cfg = config.from_command_line(TrainConfig, "train", [GPT2])
+    assert rows * accumulation == cfg.batch_size * cfg.gradient_accumulation_steps
+    assert 2 + stated_gigabytes()[rows] < 0.75 * card
+
+
 # -- everything by one command
 
 # A python that notes what it is asked to do. Pretraining is stopped, until it is resumed.
@@ -249,7 +261,8 @@ STUB = """#!/usr/bin/env bash
 if [[ "$2" == *tomllib* ]]; then exec {python} "$@"; fi
 echo "${{*//$'\\n'/ }}" >>{folder}/asked
 case "$*" in
-*train.py*--resume*) echo "step 40: val_loss 2.5000" ;;
+*train.py*--resume*) printf 'step 20: val_loss 2.7500\\nstep 40: val_loss 2.5000\\n' ;;
+*max_steps=100*) echo "step 100: val_loss 3.2500" ;;
 *train.py*) mkdir -p {folder}/base; touch {folder}/base/last.pt; exit 1 ;;
 *--dropout=0.1*) echo "error: no such thing" >&2; exit 1 ;;
 *bench.step*) printf '1,000 tokens/s, 5.0 ms per step\\nMFU 40.0%% of 989 TFLOP/s\\n' ;;
@@ -297,8 +310,10 @@ def run_all(folder, python, **env):
 
 def rows_of(table):
     """-> {stage: its state, seconds and figures}, as the table has them"""
-    lines = table[table.index("stage  "):].splitlines()[1:]
-    return {line.split()[0]: line.split(maxsplit=1)[1] for line in lines if "  " in line}
+    lines = [line for line in table.splitlines() if line.startswith("| ")]
+    assert re.fullmatch(r"\| stage +\| state +\| seconds \| figures \|", lines[0]), lines
+    rows = [line.strip("| ").split("|", 1) for line in lines[2:]]
+    return {name.strip(): rest.strip() for name, rest in rows}
 
 
 def test_one_command_goes_on_where_it_was_cut_off(tmp_path):
@@ -320,7 +335,8 @@ def test_one_command_goes_on_where_it_was_cut_off(tmp_path):
     asked = (tmp_path / "asked").read_text().splitlines()
     assert "--dropout=0.1" in asked[0] and re.search("train.py .*--resume", asked[1])
     table = rows_of(printed)
-    assert status == 1 and table["pretraining"].startswith("done") and "val_loss 2.5000" in table["pretraining"]
+    assert status == 1 and table["pretraining"].startswith("done") and table["pretraining"].endswith("| step 40: val_loss 2.5000")
+    assert table["100-float16"].endswith("| step 100: val_loss 3.2500")
     assert [name for name, line in table.items() if not line.startswith("done")] == ["step-dropout"]
 
 
@@ -341,4 +357,5 @@ def test_one_command_on_a_cpu(tmp_path):
     table = rows_of(printed)
     assert status == 0 and all(line.startswith("done") for line in table.values()), printed
     assert "tokens/s" in table["step"] and "stalled" in table["tuning-step"]
-    assert "mean" in table["tuning"] and len(table) == 21
+    assert "mean" in table["tuning"] and len(table) == 25
+    assert "overflows" not in table["100-float16"] and "val_loss" in table["100-float16"]

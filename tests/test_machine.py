@@ -61,9 +61,20 @@ def test_bfloat16_only_where_the_hardware_has_it(gpu, monkeypatch):
     """A T4 emulates it, which torch calls supported unless it is asked exactly."""
     monkeypatch.setattr(torch.cuda, "is_bf16_supported",
                         lambda including_emulation=True: including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda d: "Tesla T4")
     machine = find_machine(TrainConfig())
-    assert machine.dtype == torch.float32 and machine.peak is None
-    assert find_machine(TrainConfig(dtype="bfloat16")).dtype == torch.bfloat16
+    assert machine.dtype == torch.float16 and machine.peak == 65e12 and machine.scaler.is_enabled()
+    for dtype, peak in (("bfloat16", 65e12), ("float32", None)):
+        machine = find_machine(TrainConfig(dtype=dtype))
+        assert machine.dtype == getattr(torch, dtype) and machine.peak == peak
+
+
+def test_a_matrix_product_is_timed(monkeypatch):
+    """Of all processes together, once what is computed for the first time is planned"""
+    clock = iter([3.0, 3.5])
+    monkeypatch.setattr(Machine, "now", lambda self: next(clock))
+    machine = Machine(torch.device("cpu"), torch.float32, world=2)
+    assert machine.matmul_rate() == 2 * 2 * 1024 ** 3 / 0.5
 
 
 @pytest.mark.parametrize("missing", ["nothing", "triton", "compiler", "capability"])

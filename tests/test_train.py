@@ -3,6 +3,7 @@ import glob
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -110,6 +111,19 @@ def test_log(toy):
     tokens = sum(bins[f"val_{m}.bin"]["tokens"] - bins[f"val_{m}.bin"]["documents"] - 1
                  for m in ("dna", "english"))
     assert last["val_loss"] == pytest.approx(nats / tokens)
+
+
+def test_what_a_run_will_take(tiny, tmp_path, monkeypatch, capsys):
+    """At a usual share of the peak, for the steps that are left; then as it was measured"""
+    flops = 4 * 64 * load_model(f"{tiny}/out")[0].flops_per_token(64)
+    args = ["--block_size=64", "--n_layer=1", "--n_head=1", "--n_embd=8"]
+    monkeypatch.setattr(Machine, "matmul_rate", lambda self: flops / train.USUAL_MFU / 90)
+    for steps, left, minutes in ((3, 3, "04:30"), (5, 2, "03:00")):
+        run(tiny, tmp_path, f"--max_steps={steps}", *args, *["--resume"] * (steps == 5))
+        printed = capsys.readouterr().out
+        assert (f"\nstep {steps - left} of {steps}: about {minutes} to go, for {left * 256} tokens, "
+                f"{left * flops:.1e} FLOPs at 40% of ") in printed
+        assert re.search(rf"\nstep {steps - left + 2} of {steps}: about 00:\d\d to go\n", printed)
 
 
 def test_modalities_are_those_of_meta_json(toy, tmp_path):
