@@ -11,7 +11,7 @@ It writes to out_dir:
 
     last.pt         the newest checkpoint
     best.pt         the checkpoint with the lowest validation loss
-    log.jsonl       a line per logged step and per evaluation
+    log.jsonl       a line per logged step, per skipped one and per evaluation
     config.json, tokenizer.json
 
 instruct.py tunes with the same fit(). Shapes: B batch, T time (tokens).
