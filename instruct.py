@@ -296,12 +296,19 @@ def choices_of(example):
     return example.get("choices") or [example["output"]]
 
 
-def label_probabilities(model, tok, examples, max_len, machine, what, batch_size=64):
+# Matrix products round a row in one way if there are so many rows or more.
+FEWEST = 16
+
+
+def label_probabilities(model, tok, examples, max_len, machine, what, batch_size=128,
+                        exact=False):
     """How likely each choice is as the answer to an example. Where both strands have
     the same answer, the probability is the mean of both.
 
     max_len: the most tokens that a prompt may have
     what: a word for the progress bar, "" for none
+    exact: an answer is the same to the last digit, whatever else is asked with it. All
+        examples must have the same instruction.
     -> a list with an Answer per example, None where it does not fit into the context
     """
     # the prompts, those of the other strand at the end
@@ -313,12 +320,17 @@ def label_probabilities(model, tok, examples, max_len, machine, what, batch_size
 
     # their batches: the same choices and similar lengths, then the same instruction if
     # there are many rows. Lengths within 4 stay in their order, because neighbours, such
-    # as the mutants of a sequence, may have a long prefix in common.
+    # as the mutants of a sequence, may have a long prefix in common. What is exact has
+    # neither padding nor more of a prefix than is in all prompts.
+    unit, P = 4, None
+    if exact and rows:
+        before, _ = alpaca_parts(rows[0]["instruction"], bool(rows[0]["input"]))
+        unit, P = 1, len(tok.encode(before))
     batches = defaultdict(list)
     for i, (e, prompt) in enumerate(zip(rows, prompts)):
         longest = max(len(ids_of[choice]) for choice in choices_of(e))
         if prompt is not None and len(prompt) + longest <= model.config.block_size:
-            key = tuple(choices_of(e)), len(prompt) // 4
+            key = tuple(choices_of(e)), len(prompt) // unit
             batches[key].append(i)
 
     # their answers
@@ -330,9 +342,11 @@ def label_probabilities(model, tok, examples, max_len, machine, what, batch_size
         members.sort(key=lambda i: rows[i]["instruction"])
         for start in range(0, len(members), batch_size):
             batch = members[start:start + batch_size]
+            ids = [prompts[i].tolist() for i in batch]
+            if exact:
+                ids += ids[:1] * (FEWEST - len(ids))
             with machine.autocast():
-                nats, is_greedy = model.log_likelihoods(
-                    [prompts[i].tolist() for i in batch], choices)
+                nats, is_greedy = model.log_likelihoods(ids, choices, P)
             log_p = nats.cpu().double().log_softmax(dim=1).numpy()
             for i, *answer in zip(batch, log_p, is_greedy.cpu().numpy()):
                 answers[i] = Answer(*answer, kept[i])
@@ -344,7 +358,8 @@ def label_probabilities(model, tok, examples, max_len, machine, what, batch_size
     for i, other in zip(both, answers[len(examples):]):
         if answers[i] and other:
             log_p = np.logaddexp(answers[i].log_p, other.log_p) - math.log(2)
-            answers[i] = answers[i]._replace(log_p=log_p)
+            kept = min(answers[i].kept, other.kept)
+            answers[i] = answers[i]._replace(log_p=log_p, kept=kept)
     return answers[:len(examples)]
 
 

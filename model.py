@@ -271,15 +271,16 @@ class GPT(nn.Module):
 
     # -- scoring and generation, on a cache
 
-    def prefill(self, prompts):
-        """Read prompts, lists of ids of any lengths, into a new cache. Their shared
-        prefix is computed once.
+    def prefill(self, prompts, P=None):
+        """Read prompts, lists of ids of any lengths, into a new cache. The first P ids,
+        by default all that they begin with together, are computed once.
 
         -> logits of the token after each prompt (B, V), the cache, lengths (B,)
         """
         lengths = torch.tensor([len(p) for p in prompts], device=self.device)
         cache = Cache()
-        P = common_prefix(prompts) if len(prompts) > 1 else 0
+        if P is None:
+            P = common_prefix(prompts) if len(prompts) > 1 else 0
         if P:
             self.hidden(torch.tensor([prompts[0][:P]], device=self.device), cache=cache)
 
@@ -296,15 +297,16 @@ class GPT(nn.Module):
         return self.lm_head(x[rows, lengths - P - T + R - 1]), cache, lengths
 
     @torch.inference_mode()
-    def log_likelihoods(self, prompts, choices):
+    def log_likelihoods(self, prompts, choices, P=None):
         """How likely each choice is as the response to each prompt.
 
         prompts: B lists of ids
         choices: lists of ids, each with its stop token at the end
+        P: as in prefill()
         -> log-likelihoods in nats (B, number of choices), and whether greedy decoding
         would write that choice, bool of the same shape
         """
-        first, cache, lengths = self.prefill(prompts)
+        first, cache, lengths = self.prefill(prompts, P)
         # every choice continues the prompt, not the choice before it
         cache.frozen = True
         nats, greedy = [], []
@@ -531,11 +533,15 @@ class BaseEmbedding(nn.Module):
 
         # a filter that ends before the token does not count
         is_inside = (back[-self.ENDS:] <= n)[..., None]                 # (B, T, ENDS, 1)
-        fit = fit.unflatten(2, (self.ENDS, -1)) * is_inside
+        fit = fit.unflatten(2, (self.ENDS, -1)).mul_(is_inside)
 
-        # fit + |fit| is 2 ReLU(fit), and c_proj learns the factor. torch.compile runs it
-        # twice as fast, because the backward pass needs no stored mask
-        motifs = sum((fit + fit.abs()).unbind(2))                           # (B, T, M)
+        # 2 ReLU(fit), and c_proj learns the factor. torch.compile runs fit + |fit| twice
+        # as fast, because the backward pass needs no stored mask. Without it, what needs
+        # less memory is faster
+        if torch.compiler.is_compiling():
+            motifs = sum((fit + fit.abs()).unbind(2))                       # (B, T, M)
+        else:
+            motifs = 2 * sum(fit.relu_().unbind(2))
         motifs = F.dropout(motifs, self.dropout, self.training)
         places = self.places((run - n)[..., 0].clamp(max=self.PLACES - 1))
         return self.c_proj(motifs) + places * (n > 0)

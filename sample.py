@@ -7,7 +7,8 @@ sequences.
     python sample.py --web                  # a page to ask on, in a browser
     python sample.py --instruction="Is this a splice site?" --input=ACGT...
     python sample.py --instruction="..." --input=ACGT... --choices=yes,no
-    python sample.py --predict=genes.csv --task=tf_0 --output=labels.tsv
+    python sample.py --predict=genes.csv --task=tf_0 --output=labels.csv
+    python sample.py --predict=genome.fa --window=100 --stride=50 --task='tf_*'
     python sample.py --explain=ACGT... --task=tf_0 --output=why.tsv
     python sample.py --compare=ref.fa,alt.fa --out_dir=models/laptop-pretrained
     python sample.py --score=genes.fa --out_dir=models/laptop-pretrained
@@ -30,6 +31,7 @@ Shapes: N sequences, L letters, C channels.
 """
 import atexit
 import codecs
+import fnmatch
 import itertools
 import math
 import os
@@ -113,13 +115,25 @@ class Session(NamedTuple):
                       clean_dna(sequence, "the sequence"))
 
     def question(self, task=""):
-        """-> the question of a task, an example without its input"""
-        found = [q for q in self.questions if q["task"] == task]
-        if not task and len(self.questions) == 1:
-            found = self.questions
-        names = ", ".join(q["task"] for q in self.questions) or "no tasks"
-        require(found, f"task={task}: the model of {self.folder} was tuned on {names}")
+        """-> the question of one task, an example without its input"""
+        found = self.named([task])
+        require(len(found) == 1, f"task={task}: {len(found)} tasks: give one of them")
         return found[0]
+
+    def named(self, tasks):
+        """tasks: names, or patterns such as tf_*; all means each of them, as does "" for
+        a model of one task
+        -> their questions, each once"""
+        known, found = {q["task"]: q for q in self.questions}, {}
+        for task in tasks:
+            is_all = task == "all" or not task and len(known) == 1
+            names = fnmatch.filter(known, "*" if is_all else task)
+            near = config.nearest(task, known)
+            require(names, f"task={task}: the model of {self.folder} was tuned on "
+                    f"{', '.join(known) or 'no tasks'}"
+                    + f": did you mean {near}?" * bool(near))
+            found |= {name: known[name] for name in names}
+        return list(found.values())
 
 
 def clean_all(sequences):
@@ -415,18 +429,17 @@ def chat(s, cfg):
 
 # --------------------------------------------------------------------------------------
 
-def chosen_question(s, cfg):
-    """-> the question that the keys name, None if they name none. One that has choices
-    of its own, or is unlike those of the tuning, is asked in its own words."""
+def chosen_questions(s, cfg):
+    """-> a list of the questions that the keys name. One that has choices of its own, or
+    is unlike those of the tuning, is asked in its own words."""
     if not cfg.instruction:
-        named = cfg.task or len(s.questions) == 1
-        return s.question(cfg.task) if named else None
+        return s.named(cfg.task or [""] * (len(s.questions) == 1))
     if not cfg.choices:
         with suppress(ValueError):
-            return find_question(cfg.instruction, s.questions)
+            return [find_question(cfg.instruction, s.questions)]
     if s.questions:
         print(GUESS, file=sys.stderr)
-    return {"instruction": cfg.instruction, "choices": list(cfg.choices)}
+    return [{"instruction": cfg.instruction, "choices": list(cfg.choices)}]
 
 
 def answer_input(s, cfg, question, input):
@@ -469,19 +482,20 @@ def main(argv):
             print()
     # on a file, on the keys, or on the example
     else:
-        question = chosen_question(s, cfg)
+        questions = chosen_questions(s, cfg)
         if use in analyze.USES:
-            analyze.run(s, cfg, use, question)
+            analyze.run(s, cfg, use, questions)
         elif cfg.instruction or cfg.task or cfg.input:
-            require(question, "--input needs an --instruction that says what to do with "
+            require(questions, "--input needs an --instruction that says what to do with "
                     "it, or a --task")
-            answer_input(s, cfg, question, cfg.input)
+            for question in questions:
+                answer_input(s, cfg, question, cfg.input)
         else:
             instruction, input = EXAMPLE
             print(instruction, input)
             cfg = replace(cfg, instruction=instruction)
-            question = question or chosen_question(s, cfg)
-            answer_input(s, cfg, question, input)
+            for question in questions or chosen_questions(s, cfg):
+                answer_input(s, cfg, question, input)
             command = config.next_command("sample", argv, out_dir=cfg.out_dir)
             print(f"\nnext: {command} --chat")
 

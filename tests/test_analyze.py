@@ -13,6 +13,7 @@ import torch
 import instruct
 import sample
 from bpe import Tokenizer
+from conftest import random_dna
 from dna import toy as toy_world
 from dna.read import read_alpaca, reverse_complement
 from config.machine import Machine
@@ -58,7 +59,7 @@ class Reader:
     def __init__(self, tok, odds):
         self.tok, self.odds = tok, odds
 
-    def log_likelihoods(self, prompts, choices):
+    def log_likelihoods(self, prompts, choices, P):
         texts = [self.tok.decode(ids) for ids in prompts]
         sequences = ["".join(t.split("### Input:")[1].split("###")[0].split()) for t in texts]
         nats = torch.tensor([[self.odds(s), 0.0] for s in sequences])
@@ -76,7 +77,17 @@ class Reader:
 def test_read_sequences(tmp_path, monkeypatch, name, text, expected):
     for packed, pack in ((name, bytes), (f"{name}.gz", gzip.compress), (f"{name}.xz", lzma.compress)):
         (tmp_path / packed).write_bytes(pack(text.encode()))
-        assert analyze.read_sequences(str(tmp_path / packed)) == expected
+        assert list(analyze.read_records(str(tmp_path / packed))) == expected
+
+
+@pytest.mark.parametrize("text", [f">x\n{BASES[:36]}\n", f">x\n{BASES[:20]}\n{BASES[20:36]}\n",
+                                  f"name,sequence\nx,{BASES[:36]}\n"])
+def test_long_sequences_come_in_parts(tmp_path, text):
+    """The last one is shorter, by which windows() knows the end."""
+    (tmp_path / "x").write_text(text)
+    for size in (12, 24, 36, 37):
+        parts = [("x", BASES[i:min(i + size, 36)]) for i in range(0, 37, size)]
+        assert list(analyze.read_records(str(tmp_path / "x"), size)) == parts
 
 
 @pytest.mark.parametrize("text,message", [
@@ -95,22 +106,37 @@ def test_read_sequences(tmp_path, monkeypatch, name, text, expected):
 def test_what_is_no_file_of_sequences_is_refused(tmp_path, text, message):
     (tmp_path / "x").write_text(text)
     with pytest.raises(ValueError) as e:
-        analyze.read_sequences(str(tmp_path / "x"))
+        list(analyze.read_records(str(tmp_path / "x")))
     assert str(e.value).startswith(f"{tmp_path}/x: ") and message in str(e.value)
 
 
 def test_results_appear_when_complete(tmp_path, capsys):
     path = str(tmp_path / "x.tsv.gz")
     with pytest.raises(ValueError):
-        with analyze.results(path) as f:
-            f.write("half")
+        with analyze.results(path, ["name"]) as write:
+            write("half")
             raise ValueError
     assert os.listdir(tmp_path) == []
-    with analyze.results(path) as f:
-        f.write(analyze.tsv("a", 1, 0.5, np.float64(-1e-7)))
-    with gzip.open(path, "rt") as f:
-        assert f.read() == "a\t1\t0.500000\t-0.000000\n"
+    with analyze.results(path, ["name", "n", "x", "y"]) as write:
+        write("a, b", 1, 0.5, np.float64(-1e-7))
+    with gzip.open(path, "rt", newline="") as f:
+        assert f.read() == "name\tn\tx\ty\na, b\t1\t0.500000\t-0.000000\n"
     assert os.listdir(tmp_path) == ["x.tsv.gz"] and capsys.readouterr().out == f"wrote {path}\n"
+
+
+@pytest.mark.parametrize("name,expected", [
+    ("x.csv", 'name,n\n"a, b",1\n'), ("x.csv.gz", 'name,n\n"a, b",1\n'),
+    ("x.tsv", "name\tn\na, b\t1\n"), ("x", "name\tn\na, b\t1\n"), ("-", "name\tn\na, b\t1\n")])
+def test_csv_has_commas_and_all_else_tabs(tmp_path, capsys, name, expected):
+    path = name if name == "-" else str(tmp_path / name)
+    with analyze.results(path, ["name", "n"]) as write:
+        write("a, b", 1)
+    if name == "-":
+        assert capsys.readouterr().out == expected
+    else:
+        opened = gzip.open if name.endswith(".gz") else open
+        with opened(path, "rt", newline="") as f:
+            assert f.read() == expected
 
 
 # -- labels
@@ -161,6 +187,125 @@ def test_predict(toy, tmp_path, capsys):
     assert float(alone[2]) == pytest.approx(float(found[4][2]), abs=2e-6)
 
 
+def tuned(toy, folder, names):
+    """A copy of the toy model that says it was tuned on tasks of these names -> its --out_dir"""
+    state = torch.load(f"{toy}/out/best.pt", weights_only=True)
+    questions = {name: {"instruction": f"Is it {name}?", "choices": ["yes", "no"], "is_dna": True,
+                        "either_strand": i == 0} for i, name in enumerate(names)}
+    torch.save(state | {"questions": questions, "prompt": instruct.prompt_form()}, folder / "best.pt")
+    os.symlink(f"{toy}/out/tokenizer.json", folder / "tokenizer.json")
+    return f"--out_dir={folder}"
+
+
+@pytest.mark.parametrize("length,window,stride,spans", [
+    (10, 4, 3, [(0, 4), (3, 7), (6, 10)]),                  # the last one ends with the record
+    (11, 4, 3, [(0, 4), (3, 7), (6, 10), (9, 11)]),
+    (10, 4, 4, [(0, 4), (4, 8), (8, 10)]),
+    (10, 2, 5, [(0, 2), (5, 7)]), (3, 4, 3, [(0, 3)]), (4, 4, 1, [(0, 4)]), (0, 4, 3, [(0, 0)])])
+def test_windows(monkeypatch, length, window, stride, spans):
+    """In whatever parts a record comes; and each record begins anew, even one of the same name."""
+    dna = "ACGTTGCAACG"[:length]
+    for block in (1, 2, 3, 4, 5, 10, 11, 99):
+        monkeypatch.setattr(analyze, "BLOCK", block)
+        parts = [("x", dna[i:i + block]) for i in range(0, length + 1, block)]
+        found = list(analyze.windows(parts * 2, window, stride))
+        assert found == [(("x", a, b), dna[a:b]) for a, b in spans] * 2
+
+
+def test_windows_are_sequences(toy, tmp_path, capsys, monkeypatch):
+    """Windows of a record have the rows that the same sequences have as records."""
+    monkeypatch.setattr(analyze, "CHUNK", 7)
+    dna = BASES * 3 + "N" * 50 + "GATTACACAT" * 9
+    (tmp_path / "x.fa").write_text(f">chr1 x\n{dna}\n>empty\n>short\n{BASES[:20]}\n")
+    ask = [tuned(toy, tmp_path, ["it"]), f"--predict={tmp_path}/x.fa"]
+    head, rows = table(run(capsys, *ask, "--window=40", "--stride=15"))
+    assert head == ["name", "start", "end", "label", "yes", "no", "note"]
+    assert [row[:3] for row in rows if row[0] != "chr1 x"] == [["empty", "0", "0"], ["short", "0", "20"]]
+    spans = [(int(row[1]), int(row[2])) for row in rows[:-2]]
+    assert spans == [(i, min(i + 40, 320)) for i in range(0, 290, 15)]
+    assert any(row[3] == "" for row in rows[:-2])                       # among N there is no label
+    (tmp_path / "x.fa").write_text("".join(f">{a}\n{dna[a:b]}\n" for a, b in spans))
+    head, alone = table(run(capsys, *ask))
+    assert head == ["name", "label", "yes", "no", "note"]
+    assert [row[3:] for row in rows[:-2]] == [one[1:] for one in alone]
+    # by default they lie side by side
+    head, rows = table(run(capsys, *ask[:1], f"--predict={tmp_path}/x.fa", "--window=30"))
+    assert [row[1:3] for row in rows[:2]] == [["0", "30"], ["30", "40"]]
+
+
+@pytest.mark.parametrize("task", ["tf_0", "prom_core_all"])     # on both strands, on one
+def test_the_same_to_the_last_digit(task):
+    """A sequence's probabilities do not depend on what else is asked, of the model in the box."""
+    s = sample.load(f"{ROOT}/models/laptop", "cpu")
+    dna = random_dna(900)
+    sequences = [dna[i:i + 40 + i // 10] for i in range(0, 800, 10)]
+    together = s.predict(sequences, task)
+    for i in (0, 7, 33, 79):
+        assert s.predict([sequences[i]], task) == [together[i]]
+    assert s.predict(sequences[20:39], task) == together[20:39]
+
+
+def test_what_a_prompt_does_not_hold_is_refused(toy, tmp_path, capsys):
+    (tmp_path / "x.fa").write_text(f">good\n{BASES}\n>long one\n{BASES * 99}\n")
+    ask = [tuned(toy, tmp_path, ["it"]), f"--predict={tmp_path}/x.fa", f"--output={tmp_path}/y.csv"]
+    message = (r"x.fa: long one: 5,940 letters, and a prompt holds about (\d+) bases: cut it, as "
+               r"--window=\1 does")
+    with pytest.raises(ValueError, match=message):
+        run(capsys, *ask)
+    with pytest.raises(ValueError, match=r"window=5000: a prompt holds about \d+ bases"):
+        run(capsys, *ask, "--window=5000")
+    assert not os.path.exists(tmp_path / "y.csv")
+    for wrong in (["--stride=9"], ["--positions"]):
+        with pytest.raises(ValueError, match="give both"):
+            run(capsys, *ask, *wrong)
+
+
+def test_memory_does_not_grow_with_the_file(toy, tmp_path, monkeypatch):
+    """No more of a record is read than the next chunk of its windows needs."""
+    s, read = sample.load(f"{toy}/out", "cpu"), []
+    monkeypatch.setattr(analyze, "CHUNK", 8)
+    monkeypatch.setattr(analyze, "predictions", lambda s, q, sequences, what: [
+        analyze.Prediction("yes", 1.0, {"yes": 1.0, "no": 0.0}, str(len(read)), len(x)) for x in sequences])
+    real = analyze.read_lines
+    monkeypatch.setattr(analyze, "read_lines", lambda *args: (read.append(1) or x for x in real(*args)))
+    (tmp_path / "x.fa").write_text(">x\n" + f"{BASES}\n" * 9999)
+    cfg = sample.SampleConfig(predict=f"{tmp_path}/x.fa", window=50, output=f"{tmp_path}/y.tsv")
+    analyze.predict(s._replace(max_len=240), cfg, [ASK])
+    rows = table((tmp_path / "y.tsv").read_text())[1]
+    blocks = [int(row[-1]) * len(BASES) - int(row[2]) for row in rows]
+    assert len(rows) == 11999 and max(blocks) < 2 * analyze.BLOCK
+
+
+def test_several_tasks(toy, tmp_path, capsys):
+    """A column each, of one reading of the file; a near name is suggested."""
+    (tmp_path / "x.fa").write_text(f">a b\n{BASES}\n>c\nACGT\n")
+    ask = [tuned(toy, tmp_path, ["tf_0", "tf_1", "splice"]), f"--predict={tmp_path}/x.fa"]
+    alone = {}
+    for task in ("tf_0", "tf_1", "splice"):
+        head, alone[task] = table(run(capsys, *ask, f"--task={task}"))
+        assert head == ["name", "label", "yes", "no", "note"]
+    for given, names in [("tf_1,tf_0", ["tf_1", "tf_0"]), ("tf_*", ["tf_0", "tf_1"]),
+                         ("splice,all", ["splice", "tf_0", "tf_1"]), ("tf_0,tf_*", ["tf_0", "tf_1"])]:
+        head, rows = table(run(capsys, *ask, f"--task={given}"))
+        assert head == ["name", *(f"{task}:{x}" for task in names for x in ("label", "yes", "no")), "note"]
+        for i, row in enumerate(rows):
+            assert row == [alone["tf_0"][i][0], *(x for task in names for x in alone[task][i][1:4]),
+                           alone["tf_0"][i][-1]]
+    for given, hint in [("tf0", "did you mean tf_0"), ("x", "was tuned on tf_0, tf_1, splice"),
+                        ("x_*", "was tuned on")]:
+        with pytest.raises(ValueError, match=f"task={given.replace('*', '.')}: .*{hint}"):
+            run(capsys, *ask, f"--task=splice,{given}")
+    # the other uses
+    args = [f"--explain={BASES[:20]}", "--task=tf_*", f"--output={tmp_path}/why.csv"]
+    out = run(capsys, ask[0], *args)
+    assert out.count("sequence: ") == 2
+    lines = (tmp_path / "why.csv").read_text().splitlines()
+    assert [line.split(",")[1] for line in lines] == ["question"] + ["tf_0"] * 20 + ["tf_1"] * 20
+    head, rows = table(run(capsys, ask[0], f"--compare={tmp_path}/x.fa,{tmp_path}/x.fa", "--task=tf_*"))
+    assert "tf_1:yes_ref" in head and rows[0][:3] == ["a", "a b", "a b"]
+    assert run(capsys, ask[0], f"--input={BASES}", "--task=tf_*").count("asked as tf_") == 2
+
+
 def test_a_task_is_asked_as_it_was_tuned(toy, tmp_path, capsys):
     """Its words, its labels, its strands; an untuned question is called a guess."""
     state = torch.load(f"{toy}/out/best.pt", weights_only=True)
@@ -186,20 +331,24 @@ def test_a_task_is_asked_as_it_was_tuned(toy, tmp_path, capsys):
 def test_what_is_not_read_is_noted(toy, tmp_path, capsys):
     """By one rule in every use: letters that are not bases, what is cut off a prompt, and sequences
     without eight bases in a row, which have no label, no bits and no states."""
-    (tmp_path / "x.fa").write_text(f">good\n{BASES}\n>n\n{BASES}NNR\n>short\nACGTACG\n>broken\n"
-                                   f"{'ACGN' * 9}\n>long\n{BASES * 99}\n")
+    some = f">good\n{BASES}\n>n\n{BASES}NNR\n>short\nACGTACG\n>broken\n{'ACGN' * 9}\n"
+    (tmp_path / "some.fa").write_text(some)
+    (tmp_path / "x.fa").write_text(f"{some}>long\n{BASES * 99}\n")
     notes = {"good": "", "n": "3 of 63 letters are ambiguous", "short": "no 8 bases in a row",
              "broken": "no 8 bases in a row; 9 of 36 letters are ambiguous"}
     file, ask = f"{tmp_path}/x.fa", [f"--out_dir={toy}/out", "--instruction=Is it?", "--choices=yes,no"]
-    head, rows = table(run(capsys, *ask, f"--predict={file}"))
-    cut = rows[-1][-1]
-    assert {row[0]: row[-1] for row in rows} == notes | {"long": cut}
-    assert cut.startswith("only the first ") and cut.endswith(" of 5,940 letters were read")
+    head, rows = table(run(capsys, *ask, f"--predict={tmp_path}/some.fa"))
+    assert {row[0]: row[-1] for row in rows} == notes
     assert [row[1] == "" for row in rows] == [row[2:4] == ["nan", "nan"] for row in rows] == \
-        [False, False, True, True, False]
+        [False, False, True, True]
+    # which the Python interface cuts
+    s = sample.load(f"{toy}/out", "cpu", ASK["choices"])
+    (found,) = analyze.predictions(s, ASK, [BASES * 99], "")
+    cut = found.note
+    assert cut == f"only the first {found.kept:,} of 5,940 letters were read"
 
     head, rows = table(run(capsys, *ask[:1], f"--score={file}"))
-    assert {row[3]: row[-1] for row in rows} == notes | {"long": ""}        # which is read whole
+    assert {row[0]: row[-1] for row in rows} == notes | {"long": ""}        # which is read whole
     out = run(capsys, *ask, f"--explain={file}")
     assert [line for line in out.splitlines() if line.startswith(("n:", "short:", "broken:", "long:"))] == [
         next(line for line in out.splitlines() if line.startswith("n: ")),
@@ -329,16 +478,29 @@ def test_score(toy, toy_session, tmp_path, capsys):
     fasta.write_text(">one\nACGTACGTACGTTTTT\nNNNNNNNNNN\nGGGGGGGGGG\n>two\n" + "acgu" * 500 +
                      "\n>short\nACGT\n>one\nACGTACGTACGTTTTT\n>none\n>unknown\n" + "N" * 50 + "\n")
     head, rows = table(run(capsys, f"--out_dir={toy}/out", f"--score={fasta}"))
-    assert head == ["bits_per_base", "bits", "bases", "record", "note"]
-    assert [row[2:4] for row in rows] == [["26", "one"], ["2000", "two"], ["0", "short"],
-                                          ["16", "one"], ["0", "none"], ["0", "unknown"]]
+    assert head == ["name", "bits", "bits_per_base", "bases", "note"]
+    assert [[row[3], row[0]] for row in rows] == [["26", "one"], ["2000", "two"], ["0", "short"],
+                                                  ["16", "one"], ["0", "none"], ["0", "unknown"]]
     for row in rows:
-        assert (row[:2] == ["nan", "nan"]) == (row[2] == "0") == ("no 8 bases in a row" in row[4])
+        assert (row[1:3] == ["nan", "nan"]) == (row[3] == "0") == ("no 8 bases in a row" in row[4])
 
     a, b = (base_bits(toy_session, dna).sum() for dna in ("ACGTACGTACGTTTTT", "GGGGGGGGGG"))
     assert float(rows[0][1]) == pytest.approx(a + b, abs=1e-5)
-    assert float(rows[0][0]) == pytest.approx((a + b) / 26, abs=1e-6)
+    assert float(rows[0][2]) == pytest.approx((a + b) / 26, abs=1e-6)
     assert rows[3][1] == f"{a:.6f}"
+
+
+def test_score_of_each_base(toy, toy_session, tmp_path, capsys):
+    dna = f"{BASES}NN{BASES[:9]}"
+    (tmp_path / "x.fa").write_text(f">one\n{dna}\n>two\nACGT\n")
+    sample.main([f"--out_dir={toy}/out", f"--score={tmp_path}/x.fa", "--positions", "--device=cpu"])
+    out, err = capsys.readouterr()
+    head, rows = table(out)
+    assert head == ["name", "position", "base", "bits"] and err == "the bases of a token share its bits\n"
+    expected = [f"{x:.6f}" for x in base_bits(toy_session, dna)]
+    assert rows[:71] == [["one", str(i), *pair] for i, pair in enumerate(zip(dna, expected), start=1)]
+    assert [row[3] for row in rows[60:62]] == ["nan", "nan"] and rows[71:] == [
+        ["two", str(i), base, "nan"] for i, base in enumerate("ACGT", start=1)]
 
 
 # -- alleles
@@ -351,15 +513,19 @@ def test_compare(toy, toy_session, tmp_path, capsys):
     (tmp_path / "alt.fa").write_text(f">b\n{BASES[:20]}\n>a alt\n{changed}\n")
     ask = [f"--out_dir={toy}/out", f"--compare={tmp_path}/pairs.fa"]
     head, rows = table(run(capsys, *ask))
-    assert head == ["name_ref", "name_alt", "bases_ref", "bases_alt", "bases_both", "bits_ref", "bits_alt",
-                    "bits_difference", "note"]
-    assert [row[:5] for row in rows] == [["a ref", "a alt", "60", "60", "60"], ["b", "b", "20", "20", "20"]]
+    assert head == ["name", "name_ref", "name_alt", "bases_ref", "bases_alt", "bases_both", "bits_ref",
+                    "bits_alt", "bits_difference", "note"]
+    assert [row[:6] for row in rows] == [["a", "a ref", "a alt", "60", "60", "60"],
+                                         ["b", "b", "b", "20", "20", "20"]]
+    rows = [row[1:] for row in rows]
     a, b = (base_bits(s, dna).sum() for dna in (BASES, changed))
     assert [float(x) for x in rows[0][5:8]] == pytest.approx([a, b, b - a], abs=2e-6)
     assert rows[1][7:] == ["0.000000", ""]
-    assert table(run(capsys, ask[0], f"--compare={tmp_path}/ref.csv,{tmp_path}/alt.fa"))[1] == rows
+    assert table(run(capsys, ask[0], f"--compare={tmp_path}/ref.csv,{tmp_path}/alt.fa"))[1] == [
+        [row[0].split()[0], *row] for row in rows]
 
     head, more = table(run(capsys, *ask, "--instruction=Is it?", "--choices=yes,no"))
+    head, more = head[1:], [row[1:] for row in more]
     assert head[8:-1] == ["yes_ref", "yes_alt", "yes_difference", "no_ref", "no_alt", "no_difference"]
     assert [row[:8] for row in more] == [row[:8] for row in rows] and more[1][10] == "0.000000"
     p, q = np.exp(analyze.ask(s, ASK, [BASES, changed], "")[0])[:, 0]
@@ -420,7 +586,7 @@ def test_alleles_are_compared_on_the_bases_of_both(toy_session, monkeypatch):
 def test_lengths_that_differ_are_noted(toy, tmp_path, capsys):
     (tmp_path / "x.fa").write_text(f">a\n{BASES}\n>a\n{BASES}ACGTTTN\n")
     head, (row,) = table(run(capsys, f"--out_dir={toy}/out", f"--compare={tmp_path}/x.fa"))
-    assert row[2:5] == ["60", "66", "60"]
+    assert row[3:6] == ["60", "66", "60"]
     assert row[-1] == "lengths differ: 60 and 67 letters; alt: 1 of 67 letters are ambiguous"
 
 
@@ -480,7 +646,7 @@ def test_pipes_and_one_clear_line(toy, tmp_path):
     out_dir = f"--out_dir={toy}/out"
     fasta = "".join(f">{i}\n{BASES}\n" for i in range(9))
     done = command(out_dir, "--score=-", text=fasta, shell=" | head -1")
-    assert done.stdout.startswith("bits_per_base\t") and done.stderr == ""
+    assert done.stdout.startswith("name\tbits\t") and done.stderr == ""
     (tmp_path / "x.fa").write_text(">good\nACGTACGTACGT\n>protein\nMKLVAW\n")
     for args, message in [([f"--score={tmp_path}/x.fa", f"--output={tmp_path}/y.tsv"], "x.fa: line 4: "),
                           (["--embed=ACGT", "--output=x.npy"], "ACGT: No such file")]:

@@ -296,7 +296,7 @@ class Oracle(GPT):
         """-> the token that most likely follows one of the response"""
         return self.tok.eot if input.count("a") % 2 else self.answers["no"]
 
-    def prefill(self, prompts):
+    def prefill(self, prompts, P):
         self.inputs = [self.tok.decode(p).split("### Input:\n")[1].split("\n")[0] for p in prompts]
         return torch.stack([self.logits_for(text) for text in self.inputs]), \
             types.SimpleNamespace(), torch.tensor([len(p) for p in prompts])
@@ -434,7 +434,8 @@ def test_neighbours_share_a_batch(toy, monkeypatch):
     model, tok, _ = load_for_prompts(f"{toy}/out")
     batches, real = [], GPT.log_likelihoods
     monkeypatch.setattr(GPT, "log_likelihoods",
-                        lambda self, prompts, choices: batches.append(prompts) or real(self, prompts, choices))
+                        lambda self, prompts, choices, P:
+                        batches.append(prompts) or real(self, prompts, choices, P))
     dna = random_dna(60)
     mutants = [{"instruction": "Is it?", "input": dna[:i] + base + dna[i + 1:], "choices": ["yes", "no"]}
                for i in range(60) for base in "ACGT"]

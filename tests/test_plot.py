@@ -201,6 +201,8 @@ def test_explanation(tmp_path):
     pytest.importorskip("matplotlib")
     (tmp_path / "why.tsv").write_text(WHY)
     sequences = read_explanation(str(tmp_path / "why.tsv"))
+    (tmp_path / "why.csv").write_text(WHY.replace("\t", ","))
+    assert read_explanation(str(tmp_path / "why.csv")) == sequences
     assert sequences == [("s: yes, is_it", [{"G": 2.0}, {"N": -0.5}]), ("t: no, is_it", [{"A": -1.0}])]
     figure = draw_explanation(str(tmp_path / "why.tsv"), [("box", "1", "2")])
     assert {"s: yes, is_it", "t: no, is_it", "box", "G", "N", "A"} <= texts(figure)

@@ -164,8 +164,8 @@ def test_in_python(box, capsys):
     exec(lines[0], names)
     predicted, changes, states, said = (eval(line, names) for line in lines[1:])
 
-    ((label, p, shares, note),) = predicted
-    assert shares[label] == p == max(shares.values()) and note == ""
+    ((label, p, shares, note, kept),) = predicted
+    assert shares[label] == p == max(shares.values()) and (note, kept) == ("", 70)
     assert sum(shares.values()) == pytest.approx(1)
     assert changes.shape == (70, 4) and states.shape == (1, box.model.config.n_embd)
     own = [changes[i, "ACGT".index(base)] for i, base in enumerate(sample.EXAMPLE[1])]

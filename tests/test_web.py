@@ -69,8 +69,8 @@ def test_all_questions_are_asked_at_once(server, session, monkeypatch):
     questions = [session.questions[0] | {"task": f"{i}", "instruction": f"Is it {i}?"} for i in range(9)]
     monkeypatch.setattr(server, "session", session._replace(questions=questions))
     batches, real = [], GPT.log_likelihoods
-    monkeypatch.setattr(GPT, "log_likelihoods", lambda self, prompts, choices:
-                        batches.append(prompts) or real(self, prompts, choices))
+    monkeypatch.setattr(GPT, "log_likelihoods", lambda self, prompts, choices, P:
+                        batches.append(prompts) or real(self, prompts, choices, P))
     found = post(server, "/", DNA)[1]["answers"]
     assert len(found) == sum(map(len, batches)) == 9 and len(batches) <= 2
     for q in questions:

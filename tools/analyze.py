@@ -3,17 +3,31 @@ Ask a model about files of sequences: sample.py --predict, --explain, --compare,
 --score, --embed.
 
 A file is FASTA, or a table with a column `sequence`. It may be packed (gzip, xz,
-bzip2), and - is standard input. Results are tab-separated, in the order of the file.
-They are written to --output (gzipped if its name ends in .gz), or else printed. A note
-tells what was not read of a sequence.
+bzip2), and - is standard input. (`bedtools getfasta` makes FASTA of a BED file, and
+`bcftools consensus` of a VCF file.) Results are in the order of the file. They are
+written to --output (gzipped if its name ends in .gz), or else printed. A .csv file has
+commas, any other has tabs.
 
-The functions take `s`, the Session that sample.py has loaded, and a question, which is
-an example without its input.
+A column means the same in each use:
+
+    name            of the record, or the word that a pair's names begin with
+    start, end      of a window, in letters from 0, the end excluded, as in BED
+    position        of a letter, from 1
+    label           the likeliest choice. With several tasks it is TASK:label
+    a choice        its probability, as a share of all choices; TASK:CHOICE likewise
+    bits            that the model needs for the bases of stretches of eight or more
+    bases           in such stretches
+    note            what was not read of the sequence
+
+The functions take `s`, the Session that sample.py has loaded, `cfg`, which is the keys,
+and questions, each an example without its input.
 
 Shapes: N sequences, K choices, L letters, B batch, T time (tokens), C channels.
 """
+import csv
 import gzip
 import io
+import itertools
 import math
 import os
 import re
@@ -31,7 +45,8 @@ from tqdm import tqdm
 
 from bpe import SHORTEST
 from config import check_output, read_json, replacing, require
-from dna.read import clean_dna, is_dna, read_fasta, read_lines, read_table, stretches
+from dna.read import (BLOCK, clean_dna, is_dna, read_fasta, read_lines, read_table,
+                      stretches)
 from instruct import encode_prompts, label_probabilities
 
 
@@ -39,15 +54,19 @@ from instruct import encode_prompts, label_probabilities
 class AnalyzeConfig:
     # The question
     instruction: str = ""           # what to do
-    task: str = ""                  # in its place: a task of the model's tuning, by name
+    task: tuple = ()                # in its place: tasks of the model's tuning, by name
+                                    # or pattern, such as tf_*; all of them: all
     choices: tuple = ()             # its answers, if the model was not tuned on it
     # Files of sequences, for one of these uses
     predict: str = ""               # file: the label of each sequence, and probabilities
+    window: int = 0                 # letters that predict reads at a time; 0: a record
+    stride: int = 0                 # from one window's start to the next; 0: a window
     explain: str = ""               # file or sequence: the bases that a label depends on
     compare: tuple = ()             # two files: reference and alternative alleles. Those
                                     # whose names begin with the same word are a pair.
                                     # Or one file with both, each reference first.
     score: str = ""                 # file: bits and bits per base of each sequence
+    positions: bool = False         # score each base
     embed: str = ""                 # file: mean hidden states, to --output=NAME.npy
     output: str = ""                # file for the result; .gz is packed
 
@@ -55,35 +74,71 @@ class AnalyzeConfig:
 # --------------------------------------------------------------------------------------
 # Files
 
-def read_sequences(path):
-    """A FASTA file or a table -> list of (name, sequence), ambiguous letters included"""
+def read_records(path, longest=None):
+    """Stream a FASTA file or a table -> (name, sequence), ambiguous letters included. A
+    sequence of `longest` letters or more comes in parts, the last one shorter."""
     path = "/dev/stdin" if path == "-" else path
-    lines = [(number, line) for number, line in read_lines(path) if not line.isspace()]
-    if lines[0][1].startswith((">", ";")):
-        named = list(read_fasta(lines, path))
+    lines = (pair for pair in read_lines(path, longest or -1) if not pair[1].isspace())
+    first = next(lines)
+    lines = itertools.chain([first], lines)
+    if first[1].startswith((">", ";")):
+        yield from read_fasta(lines, path, longest)
     else:
-        rows = read_table(lines, path, labelled=False)
-        named = [(row.name, row.sequence) for row in rows]
-    return named
+        # the parts of a line are one again
+        lines = ((number, "".join(part for _, part in parts))
+                 for number, parts in itertools.groupby(lines, lambda pair: pair[0]))
+        for name, sequence, *_ in read_table(lines, path, labelled=False):
+            size = longest or len(sequence) + 1
+            for start in range(0, len(sequence) + 1, size):
+                yield name, sequence[start:start + size]
+
+
+def windows(records, window, stride):
+    """Cut records into windows of `window` letters that begin every `stride` letters.
+    The last one is shorter where the record ends in it.
+
+    records: (name, sequence), in parts of BLOCK letters, the last one shorter
+    -> (name, start, end), sequence; from 0, the end excluded
+    """
+    overlap = max(0, window - stride)
+    start, text = 0, ""
+    for name, part in records:
+        # a window ends here, or the record does. Its last letters may have been in the
+        # window before.
+        text += part
+        is_end = len(part) < BLOCK
+        while (len(text) >= max(window, stride)
+               or is_end and (start == 0 or len(text) > overlap)):
+            sequence = text[:window]
+            yield (name, start, start + len(sequence)), sequence
+            start, text = start + stride, text[stride:]
+        if is_end:
+            start, text = 0, ""
 
 
 @contextmanager
-def results(path):
+def written(path):
     """-> a text file to write to: `path` when all is complete, or standard output"""
     if path in ("", "-"):
         yield sys.stdout
         return
     with replacing(path) as temporary:
         opened = gzip.open if path.endswith(".gz") else open
-        with opened(temporary, "wt", encoding="utf-8") as f:
+        with opened(temporary, "wt", encoding="utf-8", newline="") as f:
             yield f
     print(f"wrote {path}")
 
 
-def tsv(*cells):
-    """-> a line of a result; numbers that are not whole have six decimals"""
-    cells = (f"{c:.6f}" if isinstance(c, float) else str(c) for c in cells)
-    return "\t".join(cells) + "\n"
+@contextmanager
+def results(path, columns):
+    """-> a function that writes a row of a table. Numbers that are not whole get six
+    decimals."""
+    with written(path) as f:
+        separator = "," if path.removesuffix(".gz").endswith(".csv") else "\t"
+        write = csv.writer(f, delimiter=separator, lineterminator="\n").writerow
+        write(columns)
+        yield lambda *cells: write(f"{c:.6f}" if isinstance(c, float) else c
+                                   for c in cells)
 
 
 # --------------------------------------------------------------------------------------
@@ -111,20 +166,25 @@ def note(sequence, kept=None, is_dna=True):
 # --------------------------------------------------------------------------------------
 # Labels
 
-def ask(s, question, sequences, what):
-    """Ask a question about each sequence. what: a word for the progress bar, "" for none
+def ask(s, question, sequences, what, exact=True):
+    """Ask a question about each sequence. what: a word for the progress bar, "" for
+    none; exact: as in label_probabilities()
 
     -> log-probabilities of the choices, float64 (N, K), nan where a sequence has too
     few bases in a row to be DNA; and how many letters of each sequence were read
     """
-    examples = [question | {"input": sequence} for sequence in sequences]
-    answers = label_probabilities(s.model, s.tok, examples, s.max_len, s.machine, what)
+    asked = [i for i, sequence in enumerate(sequences)
+             if stretches(sequence) or not question.get("is_dna", True)]
+    examples = [question | {"input": sequences[i]} for i in asked]
+    answers = label_probabilities(s.model, s.tok, examples, s.max_len, s.machine, what,
+                                  exact=exact)
     require(None not in answers,
             f"the instruction does not fit into {s.max_len} tokens: shorten it")
-    log_p = np.stack([answer.log_p for answer in answers])
-    if question.get("is_dna", True):
-        log_p[[not stretches(sequence) for sequence in sequences]] = np.nan
-    return log_p, [answer.kept for answer in answers]
+    log_p = np.full((len(sequences), len(question["choices"])), np.nan)
+    kept = list(map(len, sequences))
+    for i, answer in zip(asked, answers):
+        log_p[i], kept[i] = answer.log_p, answer.kept
+    return log_p, kept
 
 
 class Prediction(NamedTuple):
@@ -132,6 +192,7 @@ class Prediction(NamedTuple):
     probability: float      # of the label, as a share of all choices; nan without one
     probabilities: dict     # {choice: its share}
     note: str               # what to know of it, such as that the sequence was cut
+    kept: int               # how many letters were read, from the beginning
 
 
 def predictions(s, question, sequences, what):
@@ -142,18 +203,59 @@ def predictions(s, question, sequences, what):
         remarks = note(sequence, n, question.get("is_dna", True))
         shares = dict(zip(question["choices"], p))
         label = "" if math.isnan(p[0]) else max(shares, key=shares.get)
-        found.append(Prediction(label, shares.get(label, math.nan), shares, remarks))
+        probability = shares.get(label, math.nan)
+        found.append(Prediction(label, probability, shares, remarks, n))
     return found
 
 
-def predict(s, path, question, output):
-    """Write the likeliest label of each sequence, and all labels' probabilities."""
-    with results(output) as f:
-        names, sequences = zip(*read_sequences(path))
-        found = predictions(s, question, sequences, "predicting")
-        f.write(tsv("name", "label", *question["choices"], "note"))
-        for name, (label, _, probabilities, remarks) in zip(names, found):
-            f.write(tsv(name, label, *probabilities.values(), remarks))
+CHUNK = 4096        # sequences that predict() reads at a time
+
+
+def room(s, question):
+    """-> about how many bases a prompt holds: as many of random DNA"""
+    dna = "".join(np.random.default_rng(0).choice(list("ACGT"), size=32 * s.max_len))
+    _, (kept,) = encode_prompts(s.tok, [question | {"input": dna}], s.max_len)
+    return kept
+
+
+def prefixed(columns, question, questions):
+    """-> the columns of a question, with its task's name if there are several"""
+    prefix = f"{question['task']}:" if len(questions) > 1 else ""
+    return [prefix + column for column in columns]
+
+
+def predict(s, cfg, questions):
+    """Write the likeliest label of each sequence or window, and all labels'
+    probabilities. A sequence that is cut would be judged by its beginning, so a
+    record must fit whole."""
+    # the rows: where each is, and its sequence
+    holds = min(room(s, question) for question in questions)
+    fix = f"a prompt holds about {holds:,} bases"
+    require(cfg.window <= holds, f"window={cfg.window}: {fix}")
+    columns = ["name", "start", "end"] if cfg.window else ["name"]
+    if cfg.window:
+        rows = windows(read_records(cfg.predict, BLOCK), cfg.window,
+                       cfg.stride or cfg.window)
+    else:
+        rows = (((name,), sequence) for name, sequence in read_records(cfg.predict))
+    for question in questions:
+        columns += prefixed(["label", *question["choices"]], question, questions)
+
+    # their answers
+    bar = tqdm(desc="predicting", unit=" rows", disable=None)
+    with results(cfg.output, [*columns, "note"]) as write, bar:
+        while chunk := list(itertools.islice(rows, CHUNK)):
+            _, sequences = zip(*chunk)
+            answers = [predictions(s, q, sequences, "") for q in questions]
+            for (place, sequence), *found in zip(chunk, *answers):
+                require(cfg.window or all(a.kept == len(sequence) for a in found),
+                        f"{cfg.predict}: {place[0]}: {len(sequence):,} letters, and "
+                        f"{fix}: cut it, as --window={holds} does")
+                cells = [cell for a in found
+                         for cell in (a.label, *a.probabilities.values())]
+                notes = dict.fromkeys(a.note for a in found if a.note)
+                write(*place, *cells, "; ".join(notes))
+            bar.update(len(chunk))
 
 
 # --------------------------------------------------------------------------------------
@@ -213,7 +315,7 @@ def mutation_effects(s, question, sequence):
     at = [(i, j) for i in range(kept)
           for j, base in enumerate("ACGT") if base != sequence[i]]
     mutants = [sequence[:i] + "ACGT"[j] + sequence[i + 1:] for i, j in at]
-    log_p, _ = ask(s, question, [sequence, *mutants], "explaining")
+    log_p, _ = ask(s, question, [sequence, *mutants], "explaining", exact=False)
 
     # the change of the log-odds
     k = log_p[0].argmax()
@@ -252,35 +354,38 @@ LEGEND = ("Replacing the base lowers the log-odds of the label: # by at least ha
 
 
 def tell(s, question, name, sequence):
-    """Print which bases the label of a sequence depends on -> lines of the table"""
+    """Print which bases the label of a sequence depends on -> rows of the table"""
     k, odds, changes = mutation_effects(s, question, sequence)
     label, remarks = question["choices"][k], note(sequence, len(changes))
     print(f"{name}: {label}, log-odds {odds:.2f}" + (remarks and f" ({remarks})"))
     show(sequence, mean_changes(sequence, changes))
     asked = question.get("task", question["instruction"])
-    return [tsv(name, asked, label, i, sequence[i - 1], *x)
+    return [(name, asked, label, i, sequence[i - 1], *x)
             for i, x in enumerate(changes.tolist(), start=1)]
 
 
-def explain(s, path, question, output):
-    """Show which bases the label of each sequence depends on, and write the changes.
-    `path` may be a sequence."""
+def explain(s, cfg, questions):
+    """Show which bases the labels of each sequence depend on, and write the changes."""
     # a file, or a sequence
+    path, output = cfg.explain, cfg.output
     if os.path.exists(path) or not is_dna(path.upper().replace("U", "T"), SHORTEST):
-        records = read_sequences(path)
+        records = read_records(path)
     else:
         records = [("sequence", clean_dna(path, "explain"))]
 
-    table = [tsv("name", "question", "label", "position", "base", *"ACGT")]
+    rows = []
     for name, sequence in records:
-        if stretches(sequence):
-            table += tell(s, question, name, sequence)
-        else:
+        if not stretches(sequence):
             print(f"{name}: no label ({note(sequence)})")
+            continue
+        for question in questions:
+            rows += tell(s, question, name, sequence)
     print(LEGEND)
     if output:
-        with results(output) as f:
-            f.writelines(table)
+        columns = ["name", "question", "label", "position", "base", *"ACGT"]
+        with results(output, columns) as write:
+            for row in rows:
+                write(*row)
         if output != "-":
             print(f"next: python -m tools.plot --explain {shlex.quote(output)}")
 
@@ -327,25 +432,33 @@ def total(bits):
     return np.nansum(bits) if np.isfinite(bits).any() else math.nan
 
 
-def score(s, path, question, output):
-    """Write bits and bits per base of each sequence."""
-    with results(output) as f:
-        records = read_sequences(path)
-        f.write(tsv("bits_per_base", "bits", "bases", "record", "note"))
-        for name, sequence in tqdm(records, desc="scoring", unit=" rows", disable=None):
-            bits, bases = total(base_bits(s, sequence)), count_bases(sequence)
-            f.write(tsv(bits / max(bases, 1), bits, bases, name, note(sequence)))
+def score(s, cfg, questions):
+    """Write bits and bits per base of each sequence, or the bits of each base."""
+    columns = ["name", "bits", "bits_per_base", "bases", "note"]
+    if cfg.positions:
+        columns = ["name", "position", "base", "bits"]
+        print("the bases of a token share its bits", file=sys.stderr)
+    with results(cfg.output, columns) as write:
+        records = read_records(cfg.score)
+        for name, sequence in tqdm(records, "scoring", unit=" rows", disable=None):
+            bits, bases = base_bits(s, sequence), count_bases(sequence)
+            if cfg.positions:
+                for i, base in enumerate(sequence):
+                    write(name, i + 1, base, bits[i])
+            else:
+                bits = total(bits)
+                write(name, bits, bits / max(bases, 1), bases, note(sequence))
 
 
 # --------------------------------------------------------------------------------------
 # Pairs of alleles
 
 def read_pairs(paths):
-    """-> for each pair the names (reference, alternative) and the sequences, in the
-    order of the first file. The first words of a pair's names are the same."""
+    """-> for each pair the word that both names begin with, the names (reference,
+    alternative) and the sequences, in the order of the first file"""
     alleles = {}
     for path in paths:
-        for name, sequence in read_sequences(path):
+        for name, sequence in read_records(path):
             alleles.setdefault(name.split()[0], []).append((path, name, sequence))
 
     # a pair is once in each of two files, or twice in one
@@ -354,7 +467,7 @@ def read_pairs(paths):
         counts = " and ".join(f"{places.count(path)} times in {path}" for path in paths)
         require(places == [paths[0], paths[-1]], f"{word} is there {counts}: a pair is "
                 "once in each of two files, or twice in one, the reference first")
-    return [list(zip(*pair))[1:] for pair in alleles.values()]
+    return [(word, *list(zip(*pair))[1:]) for word, pair in alleles.items()]
 
 
 def align(ref, alt):
@@ -384,25 +497,25 @@ def shared_bits(s, ref, alt):
     return bits_ref[in_both], bits_alt[in_both]
 
 
-def compare(s, paths, question, output):
-    """Write the bits of both alleles of each pair and their difference, and with a
-    question the same of the probability of each label."""
-    with results(output) as f:
-        pairs = read_pairs(paths)
-        choices, sequences = [], [sequence for _, pair in pairs for sequence in pair]
-        log_p, kept = np.zeros((len(sequences), 0)), list(map(len, sequences))
-        if question:
-            choices = question["choices"]
-            log_p, kept = ask(s, question, sequences, "predicting")         # (2N, K)
-        p = np.exp(log_p)
+def compare(s, cfg, questions):
+    """Write the bits of both alleles of each pair and their difference, and with
+    questions the same of the probability of each label."""
+    # the probability of each label, (2N, all K)
+    pairs = read_pairs(cfg.compare)
+    sequences = [sequence for *_, pair in pairs for sequence in pair]
+    labels, p, kept = [], np.zeros((len(sequences), 0)), list(map(len, sequences))
+    for question in questions:
+        log_p, read = ask(s, question, sequences, "predicting")
+        labels += prefixed(question["choices"], question, questions)
+        p, kept = np.hstack([p, np.exp(log_p)]), list(map(min, kept, read))
 
-        # three columns of the bits, and of the probability of each choice
-        columns = ["name_ref", "name_alt", "bases_ref", "bases_alt", "bases_both"]
-        columns += [f"{what}_{part}" for what in ("bits", *choices)
-                    for part in ("ref", "alt", "difference")]
-        f.write(tsv(*columns, "note"))
+    # three columns of the bits, and of each label
+    columns = ["name", "name_ref", "name_alt", "bases_ref", "bases_alt", "bases_both"]
+    columns += [f"{what}_{part}" for what in ("bits", *labels)
+                for part in ("ref", "alt", "difference")]
+    with results(cfg.output, [*columns, "note"]) as write:
         pairs = tqdm(pairs, desc="scoring", unit=" pairs", disable=None)
-        for i, (names, (ref, alt)) in enumerate(pairs):
+        for i, (name, names, (ref, alt)) in enumerate(pairs):
             bits_ref, bits_alt = shared_bits(s, ref, alt)
             before = np.append(total(bits_ref), p[2 * i])                   # (1 + K,)
             after = np.append(total(bits_alt), p[2 * i + 1])
@@ -416,7 +529,7 @@ def compare(s, paths, question, output):
                 if text := note(sequence, n):
                     remarks.append(f"{part}: {text}")
             bases = count_bases(ref), count_bases(alt), len(bits_ref)
-            f.write(tsv(*names, *bases, *values, "; ".join(remarks)))
+            write(name, *names, *bases, *values, "; ".join(remarks))
 
 
 # --------------------------------------------------------------------------------------
@@ -453,22 +566,22 @@ def mean_states(s, sequences):
     return (sums / counts).numpy()
 
 
-def embed(s, path, question, output):
+def embed(s, cfg, questions):
     """Write the sequences' mean states as NAME.npy, and their names, one a line, as
     NAME.names.txt. Notes are printed."""
-    names, sequences = zip(*read_sequences(path))
+    names, sequences = zip(*read_records(cfg.embed))
     for name, sequence in zip(names, sequences):
         if remarks := note(sequence):
             print(f"{name}: {remarks}", file=sys.stderr)
     vectors = mean_states(s, sequences)
-    with results(output.removesuffix(".npy") + ".names.txt") as f:
+    with written(cfg.output.removesuffix(".npy") + ".names.txt") as f:
         f.writelines(f"{name}\n" for name in names)
     # np.save() wants a file with a position, which a pipe has not
     array = io.BytesIO()
     np.save(array, vectors)
-    with replacing(output) as temporary, open(temporary, "wb") as f:
+    with replacing(cfg.output) as temporary, open(temporary, "wb") as f:
         f.write(array.getvalue())
-    print(f"wrote {output}")
+    print(f"wrote {cfg.output}")
 
 
 # --------------------------------------------------------------------------------------
@@ -481,6 +594,10 @@ def check(cfg, use):
     """ValueError or OSError if a use cannot work, found before a model is loaded"""
     require(use != "embed" or cfg.output.endswith(".npy"),
             "embed: say where the vectors go: --output=NAME.npy")
+    pairs = ("window", "predict"), ("stride", "window"), ("positions", "score")
+    for key, of in pairs:
+        require(getattr(cfg, of) or not getattr(cfg, key),
+                f"--{key} goes with --{of}: give both")
     require(len(cfg.compare) <= 2,
             f"compare: {len(cfg.compare)} files: give two, or one of pairs")
     if cfg.output not in ("", "-"):
@@ -490,15 +607,16 @@ def check(cfg, use):
         check_output(cfg.output, cfg.compare or [getattr(cfg, use)])
 
 
-def run(s, cfg, use, question):
-    """use: one of USES; question: what sample.chosen_question() says"""
-    require(question or use not in ("predict", "explain"),
+def run(s, cfg, use, questions):
+    """use: one of USES; questions: what sample.chosen_questions() says"""
+    require(questions or use not in ("predict", "explain"),
             f"--{use} needs a --task, or an --instruction and its --choices")
-    require(not question or len(question["choices"]) > 1, "what are the answers? The "
-            "model was not tuned on this question: give its --choices=A,B")
-    if cfg.instruction and "task" in question:
-        print(f"asked as {question['task']}", file=sys.stderr)
-    USES[use](s, getattr(cfg, use), question, cfg.output)
+    for question in questions:
+        require(len(question["choices"]) > 1, "what are the answers? The model was not "
+                "tuned on this question: give its --choices=A,B")
+        if cfg.instruction and "task" in question:
+            print(f"asked as {question['task']}", file=sys.stderr)
+    USES[use](s, cfg, questions)
     if use in ("score", "compare") and s.questions:
         print("warning: this model was tuned to answer: bits per base belong to the "
               "pretrained one, by its --out_dir", file=sys.stderr)

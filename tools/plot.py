@@ -260,9 +260,9 @@ def read_explanation(path):
     """path: what sample.py --explain wrote -> a list of (title, columns of a logo), a
     letter as high as the log-odds of the label fall when it is replaced, the mean over
     the three others"""
-    sequences = []
-    lines = (line for _, line in read_lines(path))
-    for number, line in enumerate(csv.DictReader(lines, delimiter="\t"), start=2):
+    sequences, lines = [], [line for _, line in read_lines(path)]
+    separator = max(",\t", key=lines[0].count)
+    for number, line in enumerate(csv.DictReader(lines, delimiter=separator), start=2):
         try:
             base = line["base"]
             falls = [-float(line[other]) for other in "ACGT" if other != base]
