@@ -16,6 +16,8 @@ torch.set_num_threads(1)      # small networks; on a busy machine two threads wa
 # `make check` leaves these tests out: each takes a quarter of a second or more. It leaves out the
 # tests on the toy world too.
 SLOW = """
+test_help_is_of_the_script_that_runs test_missing_files_are_named test_the_same_to_the_last_digit
+test_the_fit_is_at_a_minimum test_in_python test_the_example_of_the_model_in_the_box
 test_6mers_of_the_toy_world test_a_bad_loss_stops_the_run
 test_a_full_disk_says_what_is_left test_a_last_bad_step_is_not_saved
 test_a_newer_tokenizer_is_read_with_a_note test_a_packed_model_scores_and_answers
