@@ -2,12 +2,12 @@
 import functools
 import json
 import math
-import os
 
 import pytest
 import torch
 from conftest import TINY, TUNING, merge
-from test_train import gradients, lopsided, lopsided_model, read_log, same, torchrun, weights
+from test_train import (gradients, in_two_processes, lopsided, lopsided_model, read_log, same, torchrun,
+                        weights)
 
 import instruct
 import train
@@ -215,11 +215,7 @@ machine.close()
 
 
 def test_an_overflow_in_one_process_skips_the_step_in_all(tmp_path):
-    script = tmp_path / "two.py"
-    script.write_text(TWO.format(tests=os.path.dirname(__file__), path=str(tmp_path / "x.pt")))
-    process = torchrun(script=str(script))
-    assert process.communicate()[1] is not None and process.returncode == 0
-    first, second = torch.load(tmp_path / "x.pt")
+    first, second = in_two_processes(TWO, tmp_path)
     norms, scale, _ = first
     assert first == second and scale == 512
     assert norms[1] is None and math.isfinite(norms[0]) and math.isfinite(norms[2])

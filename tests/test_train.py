@@ -470,12 +470,17 @@ machine.close()
 """
 
 
-def test_two_processes_accumulate_as_one(tmp_path):
-    script = tmp_path / "two.py"
-    script.write_text(TWO.format(tests=os.path.dirname(__file__), path=str(tmp_path / "x.pt")))
-    process = torchrun(script=str(script))
+def in_two_processes(script, tmp_path):
+    """-> what a script, whose {tests} and {path} are filled in, has saved at {path}"""
+    path = tmp_path / "two.py"
+    path.write_text(script.format(tests=os.path.dirname(__file__), path=str(tmp_path / "x.pt")))
+    process = torchrun(script=str(path))
     assert process.communicate()[1] is not None and process.returncode == 0
-    loss, accumulated = torch.load(tmp_path / "x.pt")
+    return torch.load(tmp_path / "x.pt")
+
+
+def test_two_processes_accumulate_as_one(tmp_path):
+    loss, accumulated = in_two_processes(TWO, tmp_path)
     expected_loss, expected = gradients(lopsided_model(), lopsided(8))
     assert loss == pytest.approx(expected_loss.item(), rel=1e-5)
     torch.testing.assert_close(accumulated, expected, atol=1e-6, rtol=1e-4)
