@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 import config
 from config import require
-from config.machine import find_machine
+from config.machine import find_machine, should_compile
 from dna.metrics import add_baselines, judge, table, with_means
 from dna.read import is_dna
 from dna.tasks import (alpaca_parts, alpaca_prompt, by_task, find_files, find_leaks,
@@ -64,7 +64,7 @@ class InstructConfig(RunConfig):
     undo_merges: float = 0.0        # most of a row's DNA tokens that are split in two
     val_fraction: float = 0.02      # share of the rows held out, to choose best.pt
     mix_instructions: bool = False  # in a batch, for a GPU: few shapes, no prefix
-    compile: str = "no"             # auto, yes, no: torch.compile; row lengths vary
+    compile: str = "no"             # auto, yes, no: torch.compile, which takes minutes
 
 
 # --------------------------------------------------------------------------------------
@@ -472,6 +472,20 @@ def plan_batches(rows, cfg, machine, collate, vary=None):
     return cfg, batches
 
 
+def mean_length(rows):
+    """-> tokens of a row, prompt and response, on average"""
+    return sum(len(row.prompt) + len(row.response) for row in rows) / len(rows)
+
+
+def plan_compile(rows, cfg, machine, model):
+    """-> cfg with compile=yes or no in place of auto. A prefix is counted in each row,
+    so the run's FLOPs are estimated too high."""
+    T = mean_length(rows)
+    rows_per_step = cfg.gradient_accumulation_steps * cfg.batch_size
+    flops = cfg.max_steps * rows_per_step * T * model.flops_per_token(T)
+    return replace(cfg, compile="yes" if should_compile(cfg, machine, flops) else "no")
+
+
 def held_out_loss(model, rows, to_batch, cfg, machine):
     """rows: {task: its held-out rows} -> nats per token of the responses, over all
     processes. It is the mean over tasks, as in the scores: a task of many rows does
@@ -503,9 +517,8 @@ def tune(model, tok, examples, max_len, cfg, machine, extra):
     val_rows = {task: [row for row in val if row.task == task]
                 for task in sorted({row.task for row in val})}
     if machine.is_main:
-        mean = np.mean([len(row.prompt) + len(row.response) for row in train])
         print(f"{len(train):,} rows of {len({row.task for row in train})} tasks, "
-              f"{mean:.0f} tokens each")
+              f"{mean_length(train):.0f} tokens each")
 
     # batches and their loss
     to_batch = functools.partial(collate, block_size=block_size,
@@ -516,6 +529,7 @@ def tune(model, tok, examples, max_len, cfg, machine, extra):
         vary = functools.partial(undo_merges, parts=dna_parts(tok), block_size=block_size,
                                  most=cfg.undo_merges)
     cfg, batches = plan_batches(train, cfg, machine, to_batch, vary)
+    cfg = plan_compile(train, cfg, machine, model)
 
     def evaluate():
         return {"val_loss": held_out_loss(model, val_rows, to_batch, cfg, machine)}

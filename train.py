@@ -349,7 +349,7 @@ def wrap_model(model, cfg, machine, flops):
         dtype = str(machine.dtype).removeprefix("torch.")
         print(f"{model.num_params():,} parameters on {machine.device}, {dtype}"
               f"{', compiled' if compiled else ''}")
-    # the rows of tuning, whose FLOPs are unknown, vary in length
+    # the rows of tuning vary in length, so the FLOPs of a step are not given
     wrapped = torch.compile(model, dynamic=None if flops else True) if compiled else model
     if torch.distributed.is_initialized():
         return DistributedDataParallel(wrapped)

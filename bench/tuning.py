@@ -14,7 +14,7 @@ import config
 from config.machine import find_machine
 from dna.tasks import read_examples
 from instruct import (InstructConfig, collate, encode_rows, load_for_prompts,
-                      max_prompt_len, plan_batches)
+                      max_prompt_len, plan_batches, plan_compile)
 from train import forward_backward, make_optimizers, update, wrap_model
 
 WARMUP, STEPS = 10, 50
@@ -47,7 +47,9 @@ def main(argv):
     rows = encode_rows(examples, tok, T, max_prompt_len(tok, choices, T))
     to_batch = functools.partial(collate, block_size=T,
                                  mix_instructions=cfg.mix_instructions)
-    cfg, batches = plan_batches([row for row in rows if row], cfg, machine, to_batch)
+    rows = [row for row in rows if row]
+    cfg, batches = plan_batches(rows, cfg, machine, to_batch)
+    cfg = plan_compile(rows, cfg, machine, model)
 
     # a step stalls if it takes twice the median: something was compiled, or planned
     seconds, n_rows, shapes = time_steps(model, batches, cfg, machine)

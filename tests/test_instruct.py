@@ -565,6 +565,16 @@ def test_a_small_table_gets_min_steps():
         assert instruct.plan_batches(rows, cfg, CPU, collate)[0].max_steps == steps
 
 
+@pytest.mark.parametrize("compiles, max_steps, then", [("auto", 10, "no"), ("auto", 10 ** 9, "yes"),
+                                                       ("yes", 10, "yes"), ("no", 10 ** 9, "no")])
+def test_a_long_run_is_compiled(monkeypatch, compiles, max_steps, then):
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    rows = [Row(np.arange(20), np.arange(3), "a", "Is it?")] * 9
+    model = GPT(GPTConfig(vocab_size=61, n_layer=1, n_head=1, n_embd=8))
+    cfg = InstructConfig(max_steps=max_steps, compile=compiles)
+    assert instruct.plan_compile(rows, cfg, CPU, model).compile == then
+
+
 def test_only_scoring(toy, tmp_path, capsys):
     """It writes scores.json, the same each time, and nothing else."""
     args = ["--epochs=0", f"--eval_tasks={toy}/data/tasks/splice.test.json"]
