@@ -15,7 +15,6 @@ Shapes: B sequences in a batch, N in all, S strands, L letters, K labels.
 """
 import copy
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -23,7 +22,7 @@ from torch.nn import functional as F
 import config
 from config.machine import Machine, fast_dtype, keep_memory
 from dna.read import reverse_complement
-from tools.kmers import baseline
+from tools.kmers import baseline, digits
 
 # A task trains for 40 epochs, or fewer if they would exceed this many bases, but for at
 # least one.
@@ -43,14 +42,12 @@ MACHINE = Machine(CPU, fast_dtype(CPU))
 def encode(examples, length):
     """-> bases (N, S, L) of the examples, 0 to 4, L = `length`. S is 2 where both
     strands have the same answer, and else 1."""
-    digit = np.full(256, PADDING, dtype=np.uint8)
-    digit[list(b"ACGT")] = range(4)
     strands = [[e["input"] for e in examples]]
     if all(e.get("either_strand") for e in examples):
         strands.append([reverse_complement(sequence) for sequence in strands[0]])
     text = "".join(s.ljust(length) for rows in zip(*strands) for s in rows)
-    bases = digit[np.frombuffer(text.encode(), dtype=np.uint8)]
-    return torch.from_numpy(bases).view(len(examples), len(strands), length)
+    bases = torch.from_numpy(digits(text, PADDING))
+    return bases.view(len(examples), len(strands), length)
 
 
 class CNN(nn.Module):

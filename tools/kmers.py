@@ -30,20 +30,25 @@ WIDTH = 6                               # bases
 DECAYS = (1e-3, 3e-3, 1e-2, 3e-2)       # weight decays to choose from
 
 
+def digits(text, other):
+    """-> a number per letter of a text: 0 to 3 for A, C, G, T, and `other` for the rest"""
+    digit = np.full(256, other, dtype=np.int16)
+    digit[list(b"ACGT")] = range(4)
+    return digit[np.frombuffer(text.encode(), dtype=np.uint8)]
+
+
 def kmer_roots(sequences):
     """-> sparse matrix (N, 4096): square roots of 6-mer counts. The root tames frequent
     6-mers, such as AAAAAA in a poly-A tail. A 6-mer with a letter other than A, C, G, T
     does not count."""
-    # bases as digits; any other letter makes all numbers negative that it is part of
+    # another letter than A, C, G, T makes all numbers negative that it is part of
     text = "".join(sequence + "|" * WIDTH for sequence in sequences)
-    digit = np.full(256, -4 ** WIDTH)
-    digit[list(b"ACGT")] = range(4)
-    digits = digit[np.frombuffer(text.encode(), dtype=np.uint8)]
+    bases = digits(text, other=-4 ** WIDTH)
 
     # the 6-mer that begins at each letter, as a number in base 4
-    words = np.zeros(len(digits) - WIDTH + 1, dtype=np.int64)
+    words = np.zeros(len(bases) - WIDTH + 1, dtype=np.int64)
     for i in range(WIDTH):
-        words = 4 * words + digits[i:i + len(words)]
+        words = 4 * words + bases[i:i + len(words)]
     rows = np.repeat(np.arange(len(sequences)), [len(s) + WIDTH for s in sequences])
     cells = np.stack([rows[:len(words)], words])[:, words >= 0]
 
@@ -83,21 +88,22 @@ def predict(train, test, labels):
         return kmer_roots([e["input"] for e in examples]), \
             torch.tensor([labels.index(e["output"]) for e in examples])
 
-    # choose the weight decay on a tenth of the training examples
+    def choose(x, fitted_on, decay):
+        """-> indices of labels (N,) for the rows of x, by a fit on other x and y"""
+        weight, bias = fit(*fitted_on, len(labels), decay)
+        return (x @ weight + bias).argmax(dim=1)
+
+    # the weight decay is the one that is right most often on a tenth of the training
+    # examples, by a fit on the others
     shuffled = [train[i] for i in np.random.default_rng(0).permutation(len(train))]
     tenth = len(train) // 10 + 1
-    x, y = encode(shuffled[tenth:])
-    x_held_out, y_held_out = encode(shuffled[:tenth])
-    right = {}
-    for decay in DECAYS:
-        weight, bias = fit(x, y, len(labels), decay)
-        predicted = (x_held_out @ weight + bias).argmax(dim=1)
-        right[decay] = (predicted == y_held_out).sum().item()
+    x, y = encode(shuffled[:tenth])
+    others = encode(shuffled[tenth:])
+    decay = max(DECAYS, key=lambda decay: (choose(x, others, decay) == y).sum())
 
     # then fit on all of them
-    weight, bias = fit(*encode(train), len(labels), max(right, key=right.get))
-    x = kmer_roots([e["input"] for e in test])
-    return [labels[i] for i in (x @ weight + bias).argmax(dim=1)]
+    x, _ = encode(test)
+    return [labels[i] for i in choose(x, encode(train), decay)]
 
 
 # --------------------------------------------------------------------------------------
