@@ -22,12 +22,13 @@ from config import replacing, require
 from model import GPT, GPTConfig, save_checkpoint
 from train import load_model
 
-# What a config.json must say, where it says it, for the network to be that of model.py.
-REQUIRED = {"model_type": ("gpt2",),
-            "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-            "layer_norm_epsilon": (1e-5,), "scale_attn_weights": (True,),
-            "scale_attn_by_inverse_layer_idx": (False,), "tie_word_embeddings": (True,),
-            "add_cross_attention": (False,)}
+# What a config.json says of a network that is model.py's. One that is read may leave
+# some of it out.
+NETWORK = {"model_type": "gpt2", "activation_function": "gelu_new",
+           "layer_norm_epsilon": 1e-5, "scale_attn_weights": True,
+           "scale_attn_by_inverse_layer_idx": False, "tie_word_embeddings": True,
+           "add_cross_attention": False}
+OTHER_NAMES = {"activation_function": "gelu_pytorch_tanh"}     # of the same
 # The published GPT-2 keeps these matrices as (in, out), where nn.Linear has (out, in).
 CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 # These tensors of the published GPT-2 are no weights: two masks.
@@ -67,8 +68,8 @@ def read_gpt2(folder, n_tokens):
     path = os.path.join(folder, "config.json")
     try:
         c = config.read_json(path)
-        for key, allowed in REQUIRED.items():
-            require(c.get(key, allowed[0]) in allowed,
+        for key, value in NETWORK.items():
+            require(c.get(key, value) in (value, OTHER_NAMES.get(key, value)),
                     f"{key} is {c.get(key)!r}, which this network does not have")
         require(c.get("n_inner") in (None, 4 * c["n_embd"]),
                 f"n_inner is {c.get('n_inner')}, not four times n_embd")
@@ -121,11 +122,10 @@ def export_gpt2(source, target):
                for name, p in model.transformer.named_parameters()}
 
     os.makedirs(target, exist_ok=True)
-    config.write_json(os.path.join(target, "config.json"), dict(
-        model_type="gpt2", architectures=["GPT2LMHeadModel"], vocab_size=c.vocab_size,
-        n_positions=c.block_size, n_ctx=c.block_size, n_embd=c.n_embd, n_layer=c.n_layer,
-        n_head=c.n_head, activation_function="gelu_new", layer_norm_epsilon=1e-5,
-        tie_word_embeddings=True, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+    config.write_json(os.path.join(target, "config.json"), NETWORK | dict(
+        architectures=["GPT2LMHeadModel"], vocab_size=c.vocab_size,
+        n_positions=c.block_size, n_embd=c.n_embd, n_layer=c.n_layer, n_head=c.n_head,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
         bos_token_id=tok.eot, eos_token_id=tok.eot))
     # without it, AutoTokenizer would split by the pattern of OpenAI's GPT-2
     config.write_json(os.path.join(target, "tokenizer_config.json"), dict(
