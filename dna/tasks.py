@@ -24,18 +24,22 @@ from dna.read import (canonical, clean_label, dna_runs, is_dna, read_alpaca, rea
 # --------------------------------------------------------------------------------------
 # The prompt: the standard Alpaca template (Taori et al., 2023)
 
-PREAMBLE = ("Below is an instruction that describes a task{paired}. Write a response "
-            "that appropriately completes the request.\n\n")
-PAIRED = ", paired with an input that provides further context"
-INSTRUCTION, INPUT, RESPONSE = "### Instruction:\n", "### Input:\n", "### Response:\n"
+# What stands before and after the input, where there is one, and where there is none.
+WITH_INPUT = ("Below is an instruction that describes a task, paired with an input that "
+              "provides further context. Write a response that appropriately completes "
+              "the request.\n\n### Instruction:\n{instruction}\n\n### Input:\n",
+              "\n\n### Response:\n")
+WITHOUT_INPUT = ("Below is an instruction that describes a task. Write a response that "
+                 "appropriately completes the request.\n\n### Instruction:\n"
+                 "{instruction}\n\n",
+                 "### Response:\n")
 
 
 def alpaca_parts(instruction, has_input):
     """-> the texts of a prompt before and after its input. The response is encoded
     separately, so that no token spans prompt and response."""
-    preamble = PREAMBLE.format(paired=PAIRED if has_input else "")
-    before = f"{preamble}{INSTRUCTION}{instruction}\n\n"
-    return (before + INPUT, "\n\n" + RESPONSE) if has_input else (before, RESPONSE)
+    before, after = WITH_INPUT if has_input else WITHOUT_INPUT
+    return before.format(instruction=instruction), after
 
 
 def fold(input):
@@ -123,10 +127,12 @@ class Task(NamedTuple):
 # GUE's tasks by their folders, parent/folder: what is looked for, questions as people
 # ask them (the last one is held out, see WORDINGS), a word per label, and whether both
 # strands have the same answer. {what} is what is looked for. {name} is the folder's name,
-# or what NAMES has for its ending. The words are the DNAHLM paper's. The paper mixed up
-# those of the splice sites; here they are in the order of GUE's own ids, as the bases at
-# the sites show. The virus variants are in the order of the DNABERT-2 paper.
+# or what NAMES has for its ending, and {species} is what SPECIES has for its parent. The
+# words are the DNAHLM paper's. The paper mixed up those of the splice sites; here they
+# are in the order of GUE's own ids, as the bases at the sites show. The virus variants
+# are in the order of the DNABERT-2 paper.
 NAMES = {"all": "", "tata": "TATA ", "notata": "non-TATA "}
+SPECIES = {"mouse": "mouse", "tf": "human"}
 PROMOTER = ["Non-promoter", "promoter"]
 SPLICE = ["Acceptor Sites", "Donor Sites", "Non-Splice Sites"]
 FACTOR = ["Background Sequences", "Binding Sites"]
@@ -143,10 +149,8 @@ GUE = [
      ["Is there a splice donor here?", "Is there a splice acceptor here?",
       "Is this a splice site?", "splice donor, acceptor or neither?",
       "Does this sequence have a splice site in its middle?"], SPLICE, False),
-    ("mouse/[0-4]", "mouse transcription factor {name} binding site",
-     [question.replace("{species}", "mouse") for question in BINDS], FACTOR, True),
-    ("tf/[0-4]", "human transcription factor {name} binding site",
-     [question.replace("{species}", "human") for question in BINDS], FACTOR, True),
+    ("(mouse|tf)/[0-4]", "{species} transcription factor {name} binding site", BINDS,
+     FACTOR, True),
     ("EMP/(H3|H3K14ac|H3K36me3|H3K4me[123]|H3K79me3|H3K9ac|H4|H4ac)",
      "{name} histone mark",
      ["Does {name} mark this sequence?", "Is there {name} here?", "{name} or no mark?",
@@ -175,9 +179,10 @@ def describe(path, file, labels):
         return Task(name, asks, [], words or as_is, either_strand)
     for pattern, what, questions, words, either_strand in GUE:
         if re.fullmatch(pattern, f"{parent}/{leaf}"):
-            short = NAMES.get(leaf.rpartition("_")[2], leaf)
-            what = what.format(name=short)
-            questions = [question.format(name=short, what=what) for question in questions]
+            names = {"name": NAMES.get(leaf.rpartition("_")[2], leaf),
+                     "species": SPECIES.get(parent)}
+            what = what.format(**names)
+            questions = [question.format(what=what, **names) for question in questions]
             words = {str(i): word for i, word in enumerate(words)}
             return Task(name, f"{what} detection", questions, words, either_strand)
     return Task(name, name.replace("_", " "), [], as_is, False)
@@ -334,9 +339,9 @@ def find_leaks(train, scored):
         return example["instruction"], example["input"]
 
     def long_dna(examples):
-        texts = (f"{example['instruction']}\n{example['input']}" for example in examples)
-        return [(i, sequence) for i, text in enumerate(texts)
-                for sequence in dna_runs(text.upper(), OVERLAP)]
+        texts = [f"{e['instruction']}\n{e['input']}".upper() for e in examples]
+        return [(i, dna) for i, text in enumerate(texts)
+                for dna in dna_runs(text, OVERLAP)]
 
     # the same question
     questions = {question(example) for example in scored}

@@ -112,13 +112,16 @@ def test_what_is_no_file_of_sequences_is_refused(tmp_path, text, message):
 
 def test_results_appear_when_complete(tmp_path, capsys):
     path = str(tmp_path / "x.tsv.gz")
+
+    def rows():
+        yield ["name"]
+        yield ["half"]
+        raise ValueError
+
     with pytest.raises(ValueError):
-        with analyze.results(path, ["name"]) as write:
-            write("half")
-            raise ValueError
+        analyze.write_table(path, rows())
     assert os.listdir(tmp_path) == []
-    with analyze.results(path, ["name", "n", "x", "y"]) as write:
-        write("a, b", 1, 0.5, np.float64(-1e-7))
+    analyze.write_table(path, [["name", "n", "x", "y"], ["a, b", 1, 0.5, np.float64(-1e-7)]])
     with gzip.open(path, "rt", newline="") as f:
         assert f.read() == "name\tn\tx\ty\na, b\t1\t0.500000\t-0.000000\n"
     assert os.listdir(tmp_path) == ["x.tsv.gz"] and capsys.readouterr().out == f"wrote {path}\n"
@@ -129,8 +132,7 @@ def test_results_appear_when_complete(tmp_path, capsys):
     ("x.tsv", "name\tn\na, b\t1\n"), ("x", "name\tn\na, b\t1\n"), ("-", "name\tn\na, b\t1\n")])
 def test_csv_has_commas_and_all_else_tabs(tmp_path, capsys, name, expected):
     path = name if name == "-" else str(tmp_path / name)
-    with analyze.results(path, ["name", "n"]) as write:
-        write("a, b", 1)
+    analyze.write_table(path, [["name", "n"], ["a, b", 1]])
     if name == "-":
         assert capsys.readouterr().out == expected
     else:
@@ -270,7 +272,7 @@ def test_memory_does_not_grow_with_the_file(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(analyze, "read_lines", lambda *args: (read.append(1) or x for x in real(*args)))
     (tmp_path / "x.fa").write_text(">x\n" + f"{BASES}\n" * 9999)
     cfg = sample.SampleConfig(predict=f"{tmp_path}/x.fa", window=50, output=f"{tmp_path}/y.tsv")
-    analyze.predict(s._replace(max_len=240), cfg, [ASK])
+    analyze.write_table(cfg.output, analyze.predict(s._replace(max_len=240), cfg, [ASK]))
     rows = table((tmp_path / "y.tsv").read_text())[1]
     blocks = [int(row[-1]) * len(BASES) - int(row[2]) for row in rows]
     assert len(rows) == 11999 and max(blocks) < 2 * analyze.BLOCK

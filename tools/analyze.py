@@ -129,16 +129,14 @@ def written(path):
     print(f"wrote {path}")
 
 
-@contextmanager
-def results(path, columns):
-    """-> a function that writes a row of a table. Numbers that are not whole get six
-    decimals."""
+def write_table(path, rows):
+    """Write a stream of rows, the first of which has the names of the columns. Numbers
+    that are not whole get six decimals."""
     with written(path) as f:
         separator = "," if path.removesuffix(".gz").endswith(".csv") else "\t"
-        write = csv.writer(f, delimiter=separator, lineterminator="\n").writerow
-        write(columns)
-        yield lambda *cells: write(f"{c:.6f}" if isinstance(c, float) else c
-                                   for c in cells)
+        table = csv.writer(f, delimiter=separator, lineterminator="\n")
+        for row in rows:
+            table.writerow(f"{c:.6f}" if isinstance(c, float) else c for c in row)
 
 
 # --------------------------------------------------------------------------------------
@@ -225,25 +223,26 @@ def prefixed(columns, question, questions):
 
 
 def predict(s, cfg, questions):
-    """Write the likeliest label of each sequence or window, and all labels'
-    probabilities. A sequence that is cut would be judged by its beginning, so a
+    """-> rows of a table: the likeliest label of each sequence or window, and all
+    labels' probabilities. A sequence that is cut would be judged by its beginning, so a
     record must fit whole."""
     # the rows: where each is, and its sequence
     holds = min(room(s, question) for question in questions)
     fix = f"a prompt holds about {holds:,} bases"
     require(cfg.window <= holds, f"window={cfg.window}: {fix}")
-    columns = ["name", "start", "end"] if cfg.window else ["name"]
     if cfg.window:
+        columns = ["name", "start", "end"]
         rows = windows(read_records(cfg.predict, BLOCK), cfg.window,
                        cfg.stride or cfg.window)
     else:
+        columns = ["name"]
         rows = (((name,), sequence) for name, sequence in read_records(cfg.predict))
     for question in questions:
         columns += prefixed(["label", *question["choices"]], question, questions)
+    yield [*columns, "note"]
 
     # their answers
-    bar = tqdm(desc="predicting", unit=" rows", disable=None)
-    with results(cfg.output, [*columns, "note"]) as write, bar:
+    with tqdm(desc="predicting", unit=" rows", disable=None) as bar:
         while chunk := list(itertools.islice(rows, CHUNK)):
             _, sequences = zip(*chunk)
             answers = [predictions(s, q, sequences, "") for q in questions]
@@ -254,7 +253,7 @@ def predict(s, cfg, questions):
                 cells = [cell for a in found
                          for cell in (a.label, *a.probabilities.values())]
                 notes = dict.fromkeys(a.note for a in found if a.note)
-                write(*place, *cells, "; ".join(notes))
+                yield [*place, *cells, "; ".join(notes)]
             bar.update(len(chunk))
 
 
@@ -274,8 +273,8 @@ def track_record(s):
     record = {}
     for task, scores in held_out_scores(s).items():
         confusion = np.array(scores["confusion"])
-        right, of = confusion.diagonal().tolist(), confusion.sum(axis=0).tolist()
-        record[task] = dict(zip(scores["labels"], zip(right, of)))
+        counts = zip(confusion.diagonal(), confusion.sum(axis=0))
+        record[task] = dict(zip(scores["labels"], counts))
     return record
 
 
@@ -373,7 +372,7 @@ def explain(s, cfg, questions):
     else:
         records = [("sequence", clean_dna(path, "explain"))]
 
-    rows = []
+    rows = [["name", "question", "label", "position", "base", *"ACGT"]]
     for name, sequence in records:
         if not stretches(sequence):
             print(f"{name}: no label ({note(sequence)})")
@@ -382,10 +381,7 @@ def explain(s, cfg, questions):
             rows += tell(s, question, name, sequence)
     print(LEGEND)
     if output:
-        columns = ["name", "question", "label", "position", "base", *"ACGT"]
-        with results(output, columns) as write:
-            for row in rows:
-                write(*row)
+        write_table(output, rows)
         if output != "-":
             print(f"next: python -m tools.plot --explain {shlex.quote(output)}")
 
@@ -433,21 +429,22 @@ def total(bits):
 
 
 def score(s, cfg, questions):
-    """Write bits and bits per base of each sequence, or the bits of each base."""
-    columns = ["name", "bits", "bits_per_base", "bases", "note"]
+    """-> rows of a table: bits and bits per base of each sequence, or the bits of each
+    base"""
     if cfg.positions:
-        columns = ["name", "position", "base", "bits"]
+        yield "name", "position", "base", "bits"
         print("the bases of a token share its bits", file=sys.stderr)
-    with results(cfg.output, columns) as write:
-        records = read_records(cfg.score)
-        for name, sequence in tqdm(records, "scoring", unit=" rows", disable=None):
-            bits, bases = base_bits(s, sequence), count_bases(sequence)
-            if cfg.positions:
-                for i, base in enumerate(sequence):
-                    write(name, i + 1, base, bits[i])
-            else:
-                bits = total(bits)
-                write(name, bits, bits / max(bases, 1), bases, note(sequence))
+    else:
+        yield "name", "bits", "bits_per_base", "bases", "note"
+    records = read_records(cfg.score)
+    for name, sequence in tqdm(records, "scoring", unit=" rows", disable=None):
+        bits, bases = base_bits(s, sequence), count_bases(sequence)
+        if cfg.positions:
+            for i, base in enumerate(sequence):
+                yield name, i + 1, base, bits[i]
+        else:
+            bits = total(bits)
+            yield name, bits, bits / max(bases, 1), bases, note(sequence)
 
 
 # --------------------------------------------------------------------------------------
@@ -476,9 +473,9 @@ def align(ref, alt):
     Alleles of one length differ by substitutions. Other alleles share what is before an
     insertion or deletion, and what is behind it.
     """
-    if len(ref) == len(alt):
-        return np.arange(len(ref)), np.arange(len(alt))
-    before = len(os.path.commonprefix([ref, alt]))      # of any two texts
+    before = len(ref)
+    if len(ref) != len(alt):
+        before = len(os.path.commonprefix([ref, alt]))      # of any two texts
     behind = len(os.path.commonprefix([ref[before:][::-1], alt[before:][::-1]]))
     return [np.r_[:before, len(allele) - behind:len(allele)] for allele in (ref, alt)]
 
@@ -498,8 +495,8 @@ def shared_bits(s, ref, alt):
 
 
 def compare(s, cfg, questions):
-    """Write the bits of both alleles of each pair and their difference, and with
-    questions the same of the probability of each label."""
+    """-> rows of a table: the bits of both alleles of each pair and their difference,
+    and with questions the same of the probability of each label"""
     # the probability of each label, (2N, all K)
     pairs = read_pairs(cfg.compare)
     sequences = [sequence for *_, pair in pairs for sequence in pair]
@@ -513,23 +510,23 @@ def compare(s, cfg, questions):
     columns = ["name", "name_ref", "name_alt", "bases_ref", "bases_alt", "bases_both"]
     columns += [f"{what}_{part}" for what in ("bits", *labels)
                 for part in ("ref", "alt", "difference")]
-    with results(cfg.output, [*columns, "note"]) as write:
-        pairs = tqdm(pairs, desc="scoring", unit=" pairs", disable=None)
-        for i, (name, names, (ref, alt)) in enumerate(pairs):
-            bits_ref, bits_alt = shared_bits(s, ref, alt)
-            before = np.append(total(bits_ref), p[2 * i])                   # (1 + K,)
-            after = np.append(total(bits_alt), p[2 * i + 1])
-            values = np.stack([before, after, after - before], axis=1).ravel()
+    yield [*columns, "note"]
+    pairs = tqdm(pairs, desc="scoring", unit=" pairs", disable=None)
+    for i, (name, names, (ref, alt)) in enumerate(pairs):
+        bits_ref, bits_alt = shared_bits(s, ref, alt)
+        before = np.append(total(bits_ref), p[2 * i])                       # (1 + K,)
+        after = np.append(total(bits_alt), p[2 * i + 1])
+        values = np.stack([before, after, after - before], axis=1).ravel()
 
-            # what to know of them
-            remarks = []
-            if len(ref) != len(alt):
-                remarks = [f"lengths differ: {len(ref):,} and {len(alt):,} letters"]
-            for part, sequence, n in zip(("ref", "alt"), (ref, alt), kept[2 * i:]):
-                if text := note(sequence, n):
-                    remarks.append(f"{part}: {text}")
-            bases = count_bases(ref), count_bases(alt), len(bits_ref)
-            write(name, *names, *bases, *values, "; ".join(remarks))
+        # what to know of them
+        remarks = []
+        if len(ref) != len(alt):
+            remarks = [f"lengths differ: {len(ref):,} and {len(alt):,} letters"]
+        for part, sequence, n in zip(("ref", "alt"), (ref, alt), kept[2 * i:]):
+            if text := note(sequence, n):
+                remarks.append(f"{part}: {text}")
+        bases = count_bases(ref), count_bases(alt), len(bits_ref)
+        yield [name, *names, *bases, *values, "; ".join(remarks)]
 
 
 # --------------------------------------------------------------------------------------
@@ -586,6 +583,7 @@ def embed(s, cfg, questions):
 
 # --------------------------------------------------------------------------------------
 
+# What predict, compare and score find becomes a table. The others write their own files.
 USES = {"predict": predict, "explain": explain, "compare": compare, "score": score,
         "embed": embed}
 
@@ -616,7 +614,9 @@ def run(s, cfg, use, questions):
                 "tuned on this question: give its --choices=A,B")
         if cfg.instruction and "task" in question:
             print(f"asked as {question['task']}", file=sys.stderr)
-    USES[use](s, cfg, questions)
+    rows = USES[use](s, cfg, questions)
+    if rows:
+        write_table(cfg.output, rows)
     if use in ("score", "compare") and s.questions:
         print("warning: this model was tuned to answer: bits per base belong to the "
               "pretrained one, by its --out_dir", file=sys.stderr)
