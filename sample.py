@@ -50,7 +50,7 @@ from bpe import Tokenizer
 from config import require
 from config.machine import Machine, find_device
 from dna.read import clean_dna, clean_input, is_dna, looks_like_dna
-from instruct import encode_prompts, load_for_prompts, max_prompt_len
+from instruct import load_for_prompts, max_prompt_len
 from model import GPT
 from tools import analyze, web
 
@@ -276,10 +276,7 @@ def write(s, cfg, ids):
 
 def write_answer(s, cfg, instruction, input):
     """Print what the model writes to an instruction without choices."""
-    example = {"instruction": instruction, "input": input}
-    (ids,), (kept,) = encode_prompts(s.tok, [example], s.max_len)
-    require(ids is not None,
-            f"the instruction does not fit into {s.max_len} tokens: shorten it")
+    ids, kept = analyze.prompt(s, {"instruction": instruction}, input)
     if input:
         print(f"read {kept:,} of {len(input):,} letters")
     for _ in range(cfg.num_samples):

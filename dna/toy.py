@@ -17,6 +17,7 @@ from collections import defaultdict
 import numpy as np
 
 from config import require
+from dna.tasks import FACTOR, PROMOTER, SPLICE
 
 MOTIFS = {      # consensus sequences in IUPAC letters
     "BRE": "SSRCGCC",               # Lagrange et al., 1998; just before the TATA box
@@ -43,12 +44,10 @@ CONTIG = 10         # genes
 LOCUS = 1000        # bases of each gene with its surroundings
 START = 200         # position in its locus where a gene starts
 TASKS = {           # name: (bases, what is asked, a word for each label)
-    "promoter": (120, "promoter detection", ["Non-promoter", "promoter"]),
-    "core_promoter": (60, "core promoter detection", ["Non-promoter", "promoter"]),
-    "splice": (60, "splice site detection",
-               ["Acceptor Sites", "Donor Sites", "Non-Splice Sites"]),
-    "tf": (60, "transcription factor binding site detection",
-           ["Background Sequences", "Binding Sites"]),
+    "promoter": (120, "promoter detection", PROMOTER),
+    "core_promoter": (60, "core promoter detection", PROMOTER),
+    "splice": (60, "splice site detection", SPLICE),
+    "tf": (60, "transcription factor binding site detection", FACTOR),
 }
 
 

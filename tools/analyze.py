@@ -164,6 +164,16 @@ def note(sequence, kept=None, is_dna=True):
 # --------------------------------------------------------------------------------------
 # Labels
 
+def prompt(s, question, input):
+    """-> the ids of the prompt of a question about an input, and how many letters of the
+    input are in it. ValueError if not even the instruction fits"""
+    example = question | {"input": input}
+    (ids,), (kept,) = encode_prompts(s.tok, [example], s.max_len)
+    require(ids is not None,
+            f"the instruction does not fit into {s.max_len} tokens: shorten it")
+    return ids, kept
+
+
 def ask(s, question, sequences, what, exact=True):
     """Ask a question about each sequence. what: a word for the progress bar, "" for
     none; exact: as in label_probabilities()
@@ -212,8 +222,7 @@ CHUNK = 4096        # sequences that predict() reads at a time
 def room(s, question):
     """-> about how many bases a prompt holds: as many of random DNA"""
     dna = "".join(np.random.default_rng(0).choice(list("ACGT"), size=32 * s.max_len))
-    _, (kept,) = encode_prompts(s.tok, [question | {"input": dna}], s.max_len)
-    return kept
+    return prompt(s, question, dna)[1]
 
 
 def prefixed(columns, question, questions):
@@ -310,7 +319,7 @@ def mutation_effects(s, question, sequence):
     C, G or T adds to them (L, 4)
     """
     # the sequence itself, then its mutants
-    _, (kept,) = encode_prompts(s.tok, [question | {"input": sequence}], s.max_len)
+    _, kept = prompt(s, question, sequence)
     at = [(i, j) for i in range(kept)
           for j, base in enumerate("ACGT") if base != sequence[i]]
     mutants = [sequence[:i] + "ACGT"[j] + sequence[i + 1:] for i, j in at]
@@ -540,12 +549,10 @@ def mean_states(s, sequences):
     """-> the mean of the final hidden states over the tokens of each sequence's
     stretches of A, C, G, T, float32 (N, C); nan where there are none. A stretch that
     is longer than the context is read in windows of that size."""
-    T = s.model.config.block_size - 1
-    documents = [(i, stretch) for i, sequence in enumerate(sequences)
-                 for stretch in stretches(sequence)]
-    encoded = s.tok.encode_batch([stretch for _, stretch in documents])
-    windows = [(i, ids[start:start + T]) for (i, _), ids in zip(documents, encoded)
-               for start in range(0, len(ids), T)]
+    T, windows = s.model.config.block_size - 1, []
+    for i, sequence in enumerate(sequences):
+        for ids in s.tok.encode_batch(stretches(sequence)):
+            windows += [(i, ids[start:start + T]) for start in range(0, len(ids), T)]
     windows.sort(key=lambda window: len(window[1]))
 
     sums = torch.zeros(len(sequences), s.model.config.n_embd)
