@@ -1,5 +1,5 @@
 # make toy: the whole way on the toy world.
-# make check: the tests to run between two edits, in under 20 seconds.
+# make check: the tests to run between two edits, in under half a minute.
 # make test: all tests but the fuzzer and the kills, in a few minutes.
 # make torture: 10,000 mutated inputs, and 50 kills of each script.
 # Each creates .venv first.

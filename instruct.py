@@ -548,14 +548,19 @@ def tune(model, tok, examples, max_len, cfg, machine, extra):
 def describe_tuning(train, test, max_len, cfg):
     """-> what checkpoints hold besides the model: fingerprints for --resume; the
     form of the prompts; and for sample.py a question per task, in the words of the
-    test rows, with the other wordings that it was tuned on"""
+    test rows, with the other wordings that it was tuned on and the length of its usual
+    input"""
+    tuned = by_task(train)
     wordings = {task: sorted({e["instruction"] for e in examples})
-                for task, examples in by_task(train).items()}
+                for task, examples in tuned.items()}
+    lengths = {task: int(np.median([len(e["input"]) for e in examples]))
+               for task, examples in tuned.items()}
     questions = {e["task"]: {"instruction": e["instruction"], "choices": e["choices"],
                              "is_dna": is_dna(e["input"]),
                              "either_strand": e.get("either_strand", False),
-                             "wordings": wordings[e["task"]]}
-                 for e in train + test if e.get("choices") and e["task"] in wordings}
+                             "wordings": wordings[e["task"]],
+                             "length": lengths[e["task"]]}
+                 for e in train + test if e.get("choices") and e["task"] in tuned}
     data = json.dumps([max_len, train]).encode()
     tokenizer = os.path.join(cfg.init_from, "tokenizer.json")
     return {"tokenizer_sha256": config.file_sha256(tokenizer),

@@ -213,8 +213,10 @@ def find_question(text, questions):
     found = nearest(text, questions)
     best = [q for similarity, q in found if similarity >= max(NEAR, found[0][0])]
     ways = ", ".join(f'"{short(q)}"' for _, q in found[:3])
-    require(len(best) == 1, f"{text!r} is unlike any question of this model, or like "
-            f"several: ask {ways or 'a tuned model'}")
+    near = config.nearest(text, [q["task"] for q in questions])
+    hint = f"did you mean {near}?" if near else f"ask {ways or 'a tuned model'}"
+    require(len(best) == 1,
+            f"{text!r} is unlike any question of this model, or like several: {hint}")
     return best[0]
 
 
@@ -297,9 +299,13 @@ The last question stays for the next sequence, the last sequence for the next qu
     why     which bases the last answer depends on
     quit    the end, as Ctrl-D; Ctrl-C stops an answer"""
 
-# no English word has so many of these letters; what else is long and in capitals is
-# meant as a sequence
-SEQUENCE = re.compile(r"\b(?:[acgtunACGTUN]{8,}|[A-Z]{12,})\b")
+# No English word has so many of these letters. What else is long and in capitals is
+# meant as a sequence, and so are shorter pieces behind it, and bases behind a question.
+SEQUENCE = re.compile(r"""
+    \b (?: [acgtunACGTUN]{8,} | [A-Z]{12,} ) \b
+        (?: [\s-]+ (?: [ACGTUN]+ | [acgtun]{4,} ) \b )*
+    | (?<= [?:]\ ) [ACGTUN]+ $
+    """, re.VERBOSE)
 # of a sequence, with the line numbers that GenBank has
 SHORT_LINE = re.compile(r"[\d\s]*[ACGTUN][\d\sACGTUN]*", re.IGNORECASE)
 
@@ -385,7 +391,8 @@ def list_questions(s):
 def chat(s, cfg):
     """Answer one message after the other."""
     keep_whole_pastes()
-    print(f"{s.folder} was tuned on {len(s.questions)} questions: type list, or help.\n")
+    n = len(s.questions)
+    print(f"{s.folder} was tuned on {n} question{'s' * (n != 1)}: type list, or help.\n")
     question, dna = None, ""
     if len(s.questions) == 1:
         (question,) = s.questions
@@ -460,8 +467,7 @@ def main(argv):
             "--task has an instruction and choices: give it without others")
     require(not os.path.isfile(cfg.input),
             f"input={cfg.input}: a file? Use --predict={cfg.input}")
-    if use in analyze.USES:
-        analyze.check(cfg, use)
+    analyze.check(cfg, use)
     s = load(cfg.out_dir, cfg.device, cfg.choices)
     torch.manual_seed(cfg.seed)
 
@@ -489,9 +495,9 @@ def main(argv):
                 answer_input(s, cfg, question, cfg.input)
         else:
             instruction, input = EXAMPLE
-            print(instruction, input)
-            cfg = replace(cfg, instruction=instruction)
-            for question in questions or chosen_questions(s, cfg):
+            asks = replace(cfg, instruction=instruction)
+            for question in questions or chosen_questions(s, asks):
+                print(question["instruction"], input)
                 answer_input(s, cfg, question, input)
             command = config.next_command("sample", argv, out_dir=cfg.out_dir)
             print(f"\nnext: {command} --chat")

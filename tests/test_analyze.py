@@ -348,6 +348,10 @@ def test_what_is_not_read_is_noted(toy, tmp_path, capsys):
     (found,) = analyze.predictions(s, ASK, [BASES * 99], "")
     cut = found.note
     assert cut == f"only the first {found.kept:,} of 5,940 letters were read"
+    # a length that tuning has not seen
+    usual = ASK | {"length": 120}
+    notes = [a.note for a in analyze.predictions(s, usual, [BASES[:59], BASES, BASES * 4, BASES * 4 + "A"], "")]
+    assert notes == [told := "tuned on sequences of 120 bases", "", "", told]
 
     head, rows = table(run(capsys, *ask[:1], f"--score={file}"))
     assert {row[0]: row[-1] for row in rows} == notes | {"long": ""}        # which is read whole

@@ -10,6 +10,7 @@ import pytest
 
 import config
 import instruct
+import prepare
 from conftest import write
 
 ROOT = os.path.dirname(os.path.dirname(config.__file__))
@@ -33,6 +34,14 @@ def planted(n, seed):
 
 def csv(rows):
     return "sequence,label\n" + "".join(f"{sequence},{label}\n" for sequence, label in rows)
+
+
+def test_it_wants_a_table(tmp_path, monkeypatch):
+    """Without one it does not make the toy world."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="enhancers.csv: no such file"):
+        prepare.main([f"{ROOT}/config/own.toml"])
+    assert not os.listdir()
 
 
 @pytest.mark.slow

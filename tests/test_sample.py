@@ -58,6 +58,11 @@ def messages(monkeypatch, *lines):
     ("Say it.\r\nACGUACGU\r\n", [("Say it.", "ACGTACGT")]),
     ("2\nacgtac\n3\nwhy", [("2", "ACGTAC"), ("3", ""), ("why", "")]),
     ("2. ACGTACGT\nGG", [("2.", "ACGTACGTGG")]),
+    # pieces, the last of them short, and what is short behind a question
+    ("Is it DNA? GGGCATAAAA GTCAGGGCAG AGCC", [("Is it DNA?", "GGGCATAAAAGTCAGGGCAGAGCC")]),
+    ("acgtacgtaa at a site?", [("at a site?", "ACGTACGTAA")]),
+    ("Is this a TATA box? ACGTA", [("Is this a TATA box?", "ACGTA")]),
+    ("tf_0: TATA", [("tf_0:", "TATA")]),
     ("2 ACGTACGTAC\nGG\n1 ACGTACGTAC", [("2", "ACGTACGTACGG"), ("1", "ACGTACGTAC")]),
     ("  1 acgtacgtac gtac\n 21 acg", [("", "ACGTACGTACGTACACG")]),
     ("tf_0: ACGTACGTNNRY\nACGTACGTAC\nwhat?", [("tf_0:", "ACGTACGTNNRYACGTACGTAC"), ("what?", "")]),
@@ -242,7 +247,8 @@ def test_a_model_of_one_task_needs_no_task(toy, tmp_path, capsys):
     folder = tuned(toy, tmp_path, QUESTIONS[:1])
     (tmp_path / "x.fa").write_text(f">x\n{BASES}\n")
     assert "asked as bases" in run(capsys, folder, f"--input={BASES}")
-    assert "asked as bases" in run(capsys, folder)                      # of the example
+    # its own question is asked about the example's sequence
+    assert run(capsys, folder).startswith(f"Is it DNA? {sample.EXAMPLE[1]}\nasked as bases, of 70 bases\n")
     assert run(capsys, folder, f"--predict={tmp_path}/x.fa").startswith("name\tlabel\tyes\tno\tnote\n")
 
 
@@ -409,6 +415,11 @@ def chat_model(toy, tmp_path_factory):
     (f"ACGT-ACGTACGT\n2 MKLVAWMKTAYIAK\n9\n{'word ' * 900}\n2\n{BASES}", [
         "the sequence: '-'", "the sequence: 'L' is no nucleotide", "questions have the numbers 1 to 3",
         "'word word", "asked as tail_2, of 60 bases"]),
+    # too few bases to answer, or to explain
+    (f"2 {BASES}\nIs it DNA? ACGTA\n\nNNNNNNNNNNNN\nwhy\n2: ACGTRYACGTACGTAC-GT\ntail2", [
+        "asked as tail_2, of 60 bases", "no answer: no 8 bases in a row", "no answer: no 8 bases in a row",
+        "no answer: no 8 bases in a row", "the sequence: '-' is no nucleotide",
+        "'tail2' is unlike any question of this model, or like several: did you mean tail_2\\?"]),
 ])
 def test_chat(chat_model, capsys, monkeypatch, typed, said):
     lines = iter(typed.splitlines())

@@ -147,15 +147,18 @@ def count_bases(sequence):
     return sum(map(len, stretches(sequence)))
 
 
-def note(sequence, kept=None, is_dna=True):
+def note(sequence, kept=None, is_dna=True, length=None):
     """-> what to know of the result of a sequence or of another text, or "". kept: how
-    many of its letters were read, from its beginning; by default all"""
+    many of its letters were read, from its beginning; by default all. length: that of
+    the sequences that the model was tuned on"""
     remarks = []
     if is_dna and not stretches(sequence):
         remarks.append(f"no {SHORTEST} bases in a row")
     ambiguous = len(re.findall("[^ACGT]", sequence))
     if is_dna and ambiguous:
         remarks.append(f"{ambiguous:,} of {len(sequence):,} letters are ambiguous")
+    if is_dna and length and not length / 2 <= len(sequence) <= 2 * length:
+        remarks.append(f"tuned on sequences of {length:,} bases")
     if kept is not None and kept < len(sequence):
         remarks.append(f"only the first {kept:,} of {len(sequence):,} letters were read")
     return "; ".join(remarks)
@@ -208,7 +211,7 @@ def predictions(s, question, sequences, what):
     log_p, kept = ask(s, question, sequences, what)
     found = []
     for p, sequence, n in zip(np.exp(log_p).tolist(), sequences, kept):
-        remarks = note(sequence, n, question.get("is_dna", True))
+        remarks = note(sequence, n, question.get("is_dna", True), question.get("length"))
         shares = dict(zip(question["choices"], p))
         label = "" if math.isnan(p[0]) else max(shares, key=shares.get)
         probability = shares.get(label, math.nan)
@@ -316,9 +319,11 @@ def mutation_effects(s, question, sequence):
     given strand's prompt are.)
 
     -> index of the likeliest choice; its log-odds; what replacing a letter with A,
-    C, G or T adds to them (L, 4)
+    C, G or T adds to them (L, 4), for the L letters that are read. ValueError where a
+    sequence has too few bases in a row to be DNA
     """
     # the sequence itself, then its mutants
+    require(stretches(sequence), f"no answer: {note(sequence)}")
     _, kept = prompt(s, question, sequence)
     at = [(i, j) for i in range(kept)
           for j, base in enumerate("ACGT") if base != sequence[i]]
@@ -599,6 +604,8 @@ def check(cfg, use):
     """ValueError or OSError if a use cannot work, found before a model is loaded"""
     require(use != "embed" or cfg.output.endswith(".npy"),
             "embed: say where the vectors go: --output=NAME.npy")
+    require(use in USES or not cfg.output,
+            f"--output goes with one of --{', --'.join(USES)}: give one too")
     pairs = ("window", "predict"), ("stride", "window"), ("positions", "score")
     for key, of in pairs:
         require(getattr(cfg, of) or not getattr(cfg, key),
@@ -624,6 +631,6 @@ def run(s, cfg, use, questions):
     rows = USES[use](s, cfg, questions)
     if rows:
         write_table(cfg.output, rows)
-    if use in ("score", "compare") and s.questions:
+    if use in ("score", "compare") and s.questions and not questions:
         print("warning: this model was tuned to answer: bits per base belong to the "
               "pretrained one, by its --out_dir", file=sys.stderr)
