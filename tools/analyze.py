@@ -631,6 +631,7 @@ def run(s, cfg, use, questions):
     rows = USES[use](s, cfg, questions)
     if rows:
         write_table(cfg.output, rows)
-    if use in ("score", "compare") and s.questions and not questions:
+    asked = cfg.task or cfg.instruction
+    if use in ("score", "compare") and s.questions and not asked:
         print("warning: this model was tuned to answer: bits per base belong to the "
               "pretrained one, by its --out_dir", file=sys.stderr)
