@@ -4,9 +4,7 @@
 #
 #     bash results/splits.sh toy                          # 15 minutes on two CPU cores
 #     bash results/splits.sh real                         # 50 minutes
-#     READ=1 EPOCHS=0.5 bash results/splits.sh real       # 15 minutes
-#
-# (The times are estimates, for cores with fast bfloat16.)
+#     READ=1 EPOCHS=1 bash results/splits.sh real         # TIME
 #
 # The eight models of a world are of the same size. Each reads the same share of the same text (READ
 # million bases and bytes), and then each row equally often (EPOCHS passes). Only the steps of
@@ -26,6 +24,7 @@ if [ "$world" = toy ]; then
     motifs=64
     block_size=256
     batch_size=10       # rows, to make the preset's 2,560 tokens a step
+    tuning=()
     scored=test
     read=${READ:-2}
     epochs=${EPOCHS:-1}
@@ -37,6 +36,7 @@ else
     motifs=128
     block_size=640
     batch_size=6
+    tuning=(--batch_size=16)
     scored=dev
     read=${READ:-4}
     epochs=${EPOCHS:-2}
@@ -70,7 +70,7 @@ print(round(tokens / ($block_size * $batch_size)))")
             --max_steps="$steps" --eval_interval="$steps" --overwrite
         python instruct.py "$preset" --init_from="$pretrained" --out_dir="$tuned" \
             --tasks="$data/tasks/*.train.json" --eval_tasks="$data/tasks/*.$scored.json" \
-            --max_steps=0 --epochs="$epochs" --undo_merges=0 --overwrite
+            --max_steps=0 --epochs="$epochs" --undo_merges=0 "${tuning[@]}" --overwrite
     done
 done
 
