@@ -32,13 +32,13 @@ else
     preset=config/laptop.toml
     gue=${GUE:-raw/GUE}
     inputs=(--dna="${DNA:-raw/genome.fa.gz,raw/yeast.fa.gz}" --english="${ENGLISH:-raw/english.txt}"
-            --tasks="$gue/EMP/H3,$gue/prom/prom_core_tata,$gue/splice/reconstructed")
+            --tasks="$gue/EMP/H3,$gue/mouse/2,$gue/prom/prom_core_tata")
     motifs=128
     block_size=640
     batch_size=6
     tuning=(--batch_size=16)
     scored=dev
-    read=${READ:-4}
+    read=${READ:-2}
     epochs=${EPOCHS:-2}
 fi
 
