@@ -2,9 +2,10 @@
 # What is a split still worth when the network sees bases? Train with each of the four splits, without
 # and with motif filters, on the toy world or on three real tasks.
 #
-#     bash results/splits.sh toy                          # 15 minutes on two CPU cores
-#     bash results/splits.sh real                         # 50 minutes
-#     READ=1 EPOCHS=1 bash results/splits.sh real         # TIME
+#     bash results/splits.sh toy                          # 20 minutes on two CPU cores
+#     bash results/splits.sh real                         # two hours
+#
+# (The second time is an estimate.)
 #
 # The eight models of a world are of the same size. Each reads the same share of the same text (READ
 # million bases and bytes), and then each row equally often (EPOCHS passes). Only the steps of
@@ -27,7 +28,7 @@ if [ "$world" = toy ]; then
     tuning=()
     scored=test
     read=${READ:-2}
-    epochs=${EPOCHS:-1}
+    epochs=${EPOCHS:-2}
 else
     preset=config/laptop.toml
     gue=${GUE:-raw/GUE}
@@ -38,8 +39,8 @@ else
     batch_size=6
     tuning=(--batch_size=16)
     scored=dev
-    read=${READ:-2}
-    epochs=${EPOCHS:-2}
+    read=${READ:-4}
+    epochs=${EPOCHS:-4}
 fi
 
 for split in mixed mixed6 mixed1 none; do

@@ -178,8 +178,9 @@ def test_in_python(box, capsys):
     # the chat's words, and the same label
     asked = find_question("Is this a promoter?", box.questions)
     (prediction,) = analyze.predictions(box, asked, [sample.EXAMPLE[1]], "")
-    assert said.startswith(f"asked as {asked['task']}, of 70 bases\n{prediction.label}: "
-                           f"{prediction.probability:.1%} (right ")
+    assert prediction.note == "tuned on sequences of 300 bases"
+    assert said.startswith(f"asked as {asked['task']}, of 70 bases; {prediction.note}\n"
+                           f"{prediction.label}: {prediction.probability:.1%} (right ")
 
 
 def test_what_python_refuses(box):
