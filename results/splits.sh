@@ -2,10 +2,10 @@
 # What is a split still worth when the network sees bases? Train with each of the four splits, without
 # and with motif filters, on the toy world or on three real tasks.
 #
-#     bash results/splits.sh toy                          # 20 minutes on two CPU cores
+#     bash results/splits.sh toy                          # 15 minutes on two CPU cores
 #     bash results/splits.sh real                         # two hours
 #
-# (The second time is an estimate.)
+# (The times are estimates, for cores with fast bfloat16.)
 #
 # The eight models of a world are of the same size. Each reads the same share of the same text (READ
 # million bases and bytes), and then each row equally often (EPOCHS passes). Only the steps of
@@ -28,7 +28,7 @@ if [ "$world" = toy ]; then
     tuning=()
     scored=test
     read=${READ:-2}
-    epochs=${EPOCHS:-2}
+    epochs=${EPOCHS:-1}
 else
     preset=config/laptop.toml
     gue=${GUE:-raw/GUE}
