@@ -212,12 +212,15 @@ def find_question(text, questions):
 
     found = nearest(text, questions)
     best = [q for similarity, q in found if similarity >= max(NEAR, found[0][0])]
+    if len(best) == 1:
+        return best[0]
+
+    # what to ask in its place
     ways = ", ".join(f'"{short(q)}"' for _, q in found[:3])
     near = config.nearest(text, [q["task"] for q in questions])
     hint = f"did you mean {near}?" if near else f"ask {ways or 'a tuned model'}"
-    require(len(best) == 1,
-            f"{text!r} is unlike any question of this model, or like several: {hint}")
-    return best[0]
+    raise ValueError(f"{text!r} is unlike any question of this model, or like several: "
+                     f"{hint}")
 
 
 def short(question):
