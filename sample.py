@@ -128,10 +128,9 @@ class Session(NamedTuple):
         for task in tasks:
             is_all = task == "all" or not task and len(known) == 1
             names = fnmatch.filter(known, "*" if is_all else task)
-            near = config.nearest(task, known)
             require(names, f"task={task}: the model of {self.folder} was tuned on "
                     f"{', '.join(known) or 'no tasks'}"
-                    + f": did you mean {near}?" * bool(near))
+                    f"{config.did_you_mean(task, known)}")
             found |= {name: known[name] for name in names}
         return list(found.values())
 
@@ -217,9 +216,9 @@ def find_question(text, questions):
 
     # what to ask in its place
     ways = ", ".join(f'"{short(q)}"' for _, q in found[:3])
-    near = config.nearest(text, [q["task"] for q in questions])
-    hint = f"did you mean {near}?" if near else f"ask {ways or 'a tuned model'}"
-    raise ValueError(f"{text!r} is unlike any question of this model, or like several: "
+    hint = (config.did_you_mean(text, [q["task"] for q in questions])
+            or f": ask {ways or 'a tuned model'}")
+    raise ValueError(f"{text!r} is unlike any question of this model, or like several"
                      f"{hint}")
 
 

@@ -85,8 +85,7 @@ def from_command_line(cls, section, argv):
 def read_section(path, section):
     """-> {key: value} of one section of a preset"""
     if not path.endswith(".toml") or not os.path.exists(path):
-        near = nearest(path, glob.glob("config/*.toml"))
-        hint = f": did you mean {near}?" if near else ""
+        hint = did_you_mean(path, glob.glob("config/*.toml"))
         raise ValueError(f"{path}: neither a .toml preset nor --key=VALUE{hint}")
     with open(path, "rb") as f:
         try:
@@ -110,12 +109,11 @@ def update(config, values, source):
     checked = {}
     for key, value in values.items():
         if key not in types:
-            near = nearest(key, types)
-            hint = f"did you mean {near}?" if near else "--help lists the keys"
+            hint = did_you_mean(key, types) or ": --help lists the keys"
             for script in SECTIONS:
                 if key in read_section(TOY, script):
-                    hint = f"it is a key of {script}.py"
-            raise ValueError(f"{source}: unknown key {key}: {hint}")
+                    hint = f": it is a key of {script}.py"
+            raise ValueError(f"{source}: unknown key {key}{hint}")
         try:
             value = checked[key] = convert(value, types[key])
         except (ValueError, TypeError, OverflowError):
@@ -132,16 +130,17 @@ def update(config, values, source):
     return replace(config, **checked)
 
 
-def nearest(name, names):
-    """-> the one of `names` that was meant by a misspelled or shortened name; None if
-    there is none
+def did_you_mean(name, names):
+    """-> the end of a message about a misspelled or shortened name: which of `names` it
+    is like; "" if it is like none
 
-    nearest("max_step", ["max_steps", "learning_rate"]) -> "max_steps"
-    nearest("lr", ["max_steps", "learning_rate"]) -> "learning_rate"
+    did_you_mean("max_step", ["max_steps", "dtype"]) -> ": did you mean max_steps?"
+    did_you_mean("lr", ["learning_rate", "dtype"]) -> ": did you mean learning_rate?"
     """
     initials = {"".join(word[:1] for word in n.split("_")): n for n in names}
     similar = difflib.get_close_matches(name, names, n=1)
-    return similar[0] if similar else initials.get(name)
+    near = similar[0] if similar else initials.get(name)
+    return f": did you mean {near}?" if near else ""
 
 
 def convert(value, kind):
