@@ -119,18 +119,18 @@ class Row(NamedTuple):
 
 
 def encode_rows(examples, tok, block_size, max_len):
-    """-> a list with a Row per example, None for one that does not fit into
-    block_size tokens. An input is cut so that its prompt has at most max_len tokens."""
+    """-> a list with a Row per example, without those that do not fit into block_size
+    tokens. An input is cut so that its prompt has at most max_len tokens."""
     prompts, _ = encode_prompts(tok, examples, max_len)
     responses = tok.encode_batch([e["output"] for e in examples])
-    rows = [None] * len(examples)
-    for i, (e, prompt, response) in enumerate(zip(examples, prompts, responses)):
+    rows = []
+    for e, prompt, response in zip(examples, prompts, responses):
         if prompt is not None and len(prompt) + len(response) < block_size:
             response = np.append(response, [tok.eot])
-            rows[i] = Row(prompt, response, e["task"], e["instruction"])
-    if None in rows:
-        print(f"{rows.count(None):,} of {len(rows):,} examples do not fit into the "
-              "context: left out")
+            rows.append(Row(prompt, response, e["task"], e["instruction"]))
+    if n := len(examples) - len(rows):
+        print(f"{n:,} of {len(examples):,} examples do not fit into the context: left "
+              "out")
     return rows
 
 
@@ -510,7 +510,7 @@ def tune(model, tok, examples, max_len, cfg, machine, extra):
     lowest loss on those. extra: as in train.fit()"""
     # rows, to tune on and held out
     block_size = model.config.block_size
-    val, train = ([row for row in encode_rows(part, tok, block_size, max_len) if row]
+    val, train = (encode_rows(part, tok, block_size, max_len)
                   for part in hold_out(examples, cfg))
     require(val and train,
             f"{', '.join(cfg.tasks)}: {len(examples)} rows are too few to tune on")

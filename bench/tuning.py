@@ -47,7 +47,6 @@ def main(argv):
     rows = encode_rows(examples, tok, T, max_prompt_len(tok, choices, T))
     to_batch = functools.partial(collate, block_size=T,
                                  mix_instructions=cfg.mix_instructions)
-    rows = [row for row in rows if row]
     cfg, batches = plan_batches(rows, cfg, machine, to_batch)
     cfg = plan_compile(rows, cfg, machine, model)
 
