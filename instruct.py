@@ -551,16 +551,14 @@ def describe_tuning(train, test, max_len, cfg):
     test rows, with the other wordings that it was tuned on and the length of its usual
     input"""
     tuned = by_task(train)
-    wordings = {task: sorted({e["instruction"] for e in examples})
-                for task, examples in tuned.items()}
-    lengths = {task: int(np.median([len(e["input"]) for e in examples]))
-               for task, examples in tuned.items()}
-    questions = {e["task"]: {"instruction": e["instruction"], "choices": e["choices"],
-                             "is_dna": is_dna(e["input"]),
-                             "either_strand": e.get("either_strand", False),
-                             "wordings": wordings[e["task"]],
-                             "length": lengths[e["task"]]}
-                 for e in train + test if e.get("choices") and e["task"] in tuned}
+    last = {e["task"]: e for e in train + test if e.get("choices")}
+    questions = {task: {"instruction": e["instruction"], "choices": e["choices"],
+                        "is_dna": is_dna(e["input"]),
+                        "either_strand": e.get("either_strand", False),
+                        "wordings": sorted({row["instruction"] for row in tuned[task]}),
+                        "length": int(np.median([len(row["input"])
+                                                 for row in tuned[task]]))}
+                 for task, e in last.items() if task in tuned}
     data = json.dumps([max_len, train]).encode()
     tokenizer = os.path.join(cfg.init_from, "tokenizer.json")
     return {"tokenizer_sha256": config.file_sha256(tokenizer),
