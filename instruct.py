@@ -263,23 +263,21 @@ def collate(rows, block_size, prompt_loss=False, mix_instructions=False):
     if prompt_loss or mix_instructions:
         P = 0
 
-    # the tokens after it, and which of them is the first that has a target
+    # the tokens after it, and which of them is the first of each row that has a target
     T = max(len(row.prompt) + len(row.response) for row in rows) - P - 1
     T = min(math.ceil(T / unit) * unit, block_size - P)
-    first = 0 if prompt_loss else min(len(row.prompt) for row in rows) - P - 1
-    first = first // unit * unit
+    begins = [0 if prompt_loss else len(row.prompt) - P - 1 for row in rows]
 
     # the ids
     idx = torch.zeros(len(rows), T, dtype=torch.long)
     targets = torch.full((len(rows), T), -1)
-    for i, row in enumerate(rows):
+    for i, (row, begin) in enumerate(zip(rows, begins)):
         ids = np.concatenate([row.prompt[P:], row.response]).astype(np.int64)
         ids = torch.from_numpy(ids)
         idx[i, :len(ids) - 1] = ids[:-1]
-        begin = 0 if prompt_loss else len(row.prompt) - P - 1
         targets[i, begin:len(ids) - 1] = ids[begin + 1:]
     prefix = torch.from_numpy(rows[0].prompt[:P].astype(np.int64))
-    return idx, targets[:, first:], prefix
+    return idx, targets[:, min(begins) // unit * unit:], prefix
 
 
 # --------------------------------------------------------------------------------------
