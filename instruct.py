@@ -432,15 +432,30 @@ def hold_out(examples, cfg):
     return [examples[i] for i in order[:n_val]], train + other_strand(train)
 
 
-def plan_batches(rows, cfg, machine, collate, vary=None):
-    """-> (cfg with its max_steps, the function from a step to this process's
-    micro-batches that fit() wants). Of n batches an epoch, batch k of the run is batch
-    k % n of epoch k // n. vary(rows, rng) -> the rows of a batch as they are this time."""
-    n = math.ceil(len(rows) / cfg.batch_size)
-    accumulation = cfg.gradient_accumulation_steps
+def mean_length(rows):
+    """-> tokens of a row, prompt and response, on average"""
+    return sum(len(row.prompt) + len(row.response) for row in rows) / len(rows)
+
+
+def plan(rows, cfg, machine, model):
+    """-> cfg with its max_steps, and with compile=yes or no in place of auto"""
     if not cfg.max_steps:
-        steps = math.ceil(cfg.epochs * n / accumulation)
+        n = math.ceil(len(rows) / cfg.batch_size)
+        steps = math.ceil(cfg.epochs * n / cfg.gradient_accumulation_steps)
         cfg = replace(cfg, max_steps=max(cfg.min_steps, steps))
+
+    # a prefix is counted in each row, so the run's FLOPs are estimated too high
+    T = mean_length(rows)
+    rows_per_step = cfg.gradient_accumulation_steps * cfg.batch_size
+    flops = cfg.max_steps * rows_per_step * T * model.flops_per_token(T)
+    return replace(cfg, compile="yes" if should_compile(cfg, machine, flops) else "no")
+
+
+def make_batches(rows, cfg, machine, block_size, vary=None):
+    """-> the function from a step to this process's micro-batches that fit() wants. Of
+    n batches an epoch, batch k of the run is batch k % n of epoch k // n.
+    vary(rows, rng) -> the rows of a batch as they are this time."""
+    n = math.ceil(len(rows) / cfg.batch_size)
 
     @functools.lru_cache(maxsize=1)
     def epoch(e):
@@ -452,9 +467,10 @@ def plan_batches(rows, cfg, machine, collate, vary=None):
         if vary:
             rng = np.random.default_rng((cfg.seed, 0, k))
             drawn = vary(drawn, rng)
-        return collate(drawn)
+        return collate(drawn, block_size, cfg.prompt_loss, cfg.mix_instructions)
 
     def make(step):
+        accumulation = cfg.gradient_accumulation_steps
         first = step * accumulation
         share = range(first + machine.rank, first + accumulation, machine.world)
         return [batch(k) for k in share]
@@ -467,24 +483,10 @@ def plan_batches(rows, cfg, machine, collate, vary=None):
         coming[step + 1] = thread.submit(make, step + 1)
         return now.result()
 
-    return cfg, batches
+    return batches
 
 
-def mean_length(rows):
-    """-> tokens of a row, prompt and response, on average"""
-    return sum(len(row.prompt) + len(row.response) for row in rows) / len(rows)
-
-
-def plan_compile(rows, cfg, machine, model):
-    """-> cfg with compile=yes or no in place of auto. A prefix is counted in each row,
-    so the run's FLOPs are estimated too high."""
-    T = mean_length(rows)
-    rows_per_step = cfg.gradient_accumulation_steps * cfg.batch_size
-    flops = cfg.max_steps * rows_per_step * T * model.flops_per_token(T)
-    return replace(cfg, compile="yes" if should_compile(cfg, machine, flops) else "no")
-
-
-def held_out_loss(model, rows, to_batch, cfg, machine):
+def held_out_loss(model, rows, cfg, machine):
     """rows: {task: its held-out rows} -> nats per token of the responses, over all
     processes. It is the mean over tasks, as in the scores: a task of many rows does
     not choose best.pt alone."""
@@ -493,10 +495,11 @@ def held_out_loss(model, rows, to_batch, cfg, machine):
         nats, count = 0.0, 0
         batches = epoch_batches(members, cfg.batch_size, 0.0, 0, cfg.mix_instructions)
         for batch in batches[machine.rank::machine.world]:
-            batch = machine.to_device(to_batch([members[i] for i in batch]))
+            batch = collate([members[i] for i in batch], model.config.block_size,
+                            cfg.prompt_loss, cfg.mix_instructions)
             n = count_targets(batch)
             with machine.autocast():
-                nats += model(*batch)[1].item() * n
+                nats += model(*machine.to_device(batch))[1].item() * n
             count += n
         nats, count = machine.sum(nats, count)
         losses.append(nats / count)
@@ -519,18 +522,15 @@ def tune(model, tok, examples, max_len, cfg, machine, extra):
               f"{mean_length(train):.0f} tokens each")
 
     # batches and their loss
-    to_batch = functools.partial(collate, block_size=block_size,
-                                 prompt_loss=cfg.prompt_loss,
-                                 mix_instructions=cfg.mix_instructions)
+    cfg = plan(train, cfg, machine, model)
     vary = None
     if cfg.undo_merges:
         vary = functools.partial(undo_merges, parts=dna_parts(tok), block_size=block_size,
                                  most=cfg.undo_merges)
-    cfg, batches = plan_batches(train, cfg, machine, to_batch, vary)
-    cfg = plan_compile(train, cfg, machine, model)
+    batches = make_batches(train, cfg, machine, block_size, vary)
 
     def evaluate():
-        return {"val_loss": held_out_loss(model, val_rows, to_batch, cfg, machine)}
+        return {"val_loss": held_out_loss(model, val_rows, cfg, machine)}
 
     # train, from the start or from where a run was stopped
     resumed = None

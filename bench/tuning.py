@@ -5,7 +5,6 @@ Time the steps of instruct.py: rows/s, the shapes of batches, and the steps that
 
 It takes the keys of instruct.py. What it trains is thrown away.
 """
-import functools
 import statistics
 
 from tqdm import tqdm
@@ -13,8 +12,8 @@ from tqdm import tqdm
 import config
 from config.machine import find_machine
 from dna.tasks import read_examples
-from instruct import (InstructConfig, collate, encode_rows, load_for_prompts,
-                      max_prompt_len, plan_batches, plan_compile)
+from instruct import (InstructConfig, encode_rows, load_for_prompts, make_batches,
+                      max_prompt_len, plan)
 from train import forward_backward, make_optimizers, update, wrap_model
 
 WARMUP, STEPS = 10, 50
@@ -45,10 +44,8 @@ def main(argv):
     examples, T = read_examples(cfg.tasks), model.config.block_size
     choices = sorted({choice for e in examples for choice in e.get("choices", [])})
     rows = encode_rows(examples, tok, T, max_prompt_len(tok, choices, T))
-    to_batch = functools.partial(collate, block_size=T,
-                                 mix_instructions=cfg.mix_instructions)
-    cfg, batches = plan_batches(rows, cfg, machine, to_batch)
-    cfg = plan_compile(rows, cfg, machine, model)
+    cfg = plan(rows, cfg, machine, model)
+    batches = make_batches(rows, cfg, machine, T)
 
     # a step stalls if it takes twice the median: something was compiled, or planned
     seconds, n_rows, shapes = time_steps(model, batches, cfg, machine)

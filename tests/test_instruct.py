@@ -1,5 +1,4 @@
 """Instruction tuning: rows, batches, scores."""
-import functools
 import json
 import math
 import os
@@ -190,11 +189,10 @@ def test_batches_made_ahead(vary):
     """In whatever order fit() asks for them, as after a resume"""
     rows = [row([i, 50, 60], [0]) for i in range(40)]
     cfg = InstructConfig(batch_size=4, gradient_accumulation_steps=2, max_steps=9)
-    to_batch = functools.partial(collate, block_size=64)
-    plan = instruct.plan_batches(rows, cfg, CPU, to_batch, vary)[1]
-    fresh = [instruct.plan_batches(rows, cfg, CPU, to_batch, vary)[1](step) for step in range(9)]
+    batches = instruct.make_batches(rows, cfg, CPU, 64, vary)
+    fresh = [instruct.make_batches(rows, cfg, CPU, 64, vary)(step) for step in range(9)]
     for step in (0, 1, 2, 5, 6, 8):
-        for batch, expected in zip(plan(step), fresh[step], strict=True):
+        for batch, expected in zip(batches(step), fresh[step], strict=True):
             assert all(map(torch.equal, batch, expected))
 
 
@@ -560,9 +558,10 @@ def test_what_is_scored(toy, tmp_path, capsys):
 
 def test_a_small_table_gets_min_steps():
     rows = [row([1, 2], [3, 0], "a") for _ in range(100)]
+    model = GPT(GPTConfig(vocab_size=61, n_layer=1, n_head=1, n_embd=8))
     for epochs, steps in ((2.0, 50), (8.0, 80)):
         cfg = InstructConfig(batch_size=10, gradient_accumulation_steps=1, epochs=epochs, min_steps=50)
-        assert instruct.plan_batches(rows, cfg, CPU, collate)[0].max_steps == steps
+        assert instruct.plan(rows, cfg, CPU, model).max_steps == steps
 
 
 @pytest.mark.parametrize("compiles, max_steps, then", [("auto", 10, "no"), ("auto", 10 ** 9, "yes"),
@@ -572,7 +571,7 @@ def test_a_long_run_is_compiled(monkeypatch, compiles, max_steps, then):
     rows = [Row(np.arange(20), np.arange(3), "a", "Is it?")] * 9
     model = GPT(GPTConfig(vocab_size=61, n_layer=1, n_head=1, n_embd=8))
     cfg = InstructConfig(max_steps=max_steps, compile=compiles)
-    assert instruct.plan_compile(rows, cfg, CPU, model).compile == then
+    assert instruct.plan(rows, cfg, CPU, model).compile == then
 
 
 def test_only_scoring(toy, tmp_path, capsys):
