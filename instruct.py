@@ -451,11 +451,11 @@ def plan(rows, cfg, machine, model):
     return replace(cfg, compile="yes" if should_compile(cfg, machine, flops) else "no")
 
 
-def make_batches(rows, cfg, machine, block_size, vary=None):
+def make_batches(rows, tok, cfg, machine, block_size):
     """-> the function from a step to this process's micro-batches that fit() wants. Of
-    n batches an epoch, batch k of the run is batch k % n of epoch k // n.
-    vary(rows, rng) -> the rows of a batch as they are this time."""
+    n batches an epoch, batch k of the run is batch k % n of epoch k // n."""
     n = math.ceil(len(rows) / cfg.batch_size)
+    parts = dna_parts(tok)
 
     @functools.lru_cache(maxsize=1)
     def epoch(e):
@@ -464,9 +464,9 @@ def make_batches(rows, cfg, machine, block_size, vary=None):
 
     def batch(k):
         drawn = [rows[i] for i in epoch(k // n)[k % n]]
-        if vary:
+        if cfg.undo_merges:
             rng = np.random.default_rng((cfg.seed, 0, k))
-            drawn = vary(drawn, rng)
+            drawn = undo_merges(drawn, rng, parts, cfg.undo_merges, block_size)
         return collate(drawn, block_size, cfg.prompt_loss, cfg.mix_instructions)
 
     def make(step):
@@ -523,11 +523,7 @@ def tune(model, tok, examples, max_len, cfg, machine, extra):
 
     # batches and their loss
     cfg = plan(train, cfg, machine, model)
-    vary = None
-    if cfg.undo_merges:
-        vary = functools.partial(undo_merges, parts=dna_parts(tok), block_size=block_size,
-                                 most=cfg.undo_merges)
-    batches = make_batches(train, cfg, machine, block_size, vary)
+    batches = make_batches(train, tok, cfg, machine, block_size)
 
     def evaluate():
         return {"val_loss": held_out_loss(model, val_rows, cfg, machine)}

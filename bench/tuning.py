@@ -45,7 +45,7 @@ def main(argv):
     choices = sorted({choice for e in examples for choice in e.get("choices", [])})
     rows = encode_rows(examples, tok, T, max_prompt_len(tok, choices, T))
     cfg = plan(rows, cfg, machine, model)
-    batches = make_batches(rows, cfg, machine, T)
+    batches = make_batches(rows, tok, cfg, machine, T)
 
     # a step stalls if it takes twice the median: something was compiled, or planned
     seconds, n_rows, shapes = time_steps(model, batches, cfg, machine)
