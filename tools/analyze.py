@@ -222,12 +222,6 @@ def predictions(s, question, sequences, what):
 CHUNK = 4096        # sequences that predict() reads at a time
 
 
-def room(s, question):
-    """-> about how many bases a prompt holds: as many of random DNA"""
-    dna = "".join(np.random.default_rng(0).choice(list("ACGT"), size=32 * s.max_len))
-    return prompt(s, question, dna)[1]
-
-
 def prefixed(columns, question, questions):
     """-> the columns of a question, with its task's name if there are several"""
     prefix = f"{question['task']}:" if len(questions) > 1 else ""
@@ -238,10 +232,13 @@ def predict(s, cfg, questions):
     """-> rows of a table: the likeliest label of each sequence or window, and all
     labels' probabilities. A sequence that is cut would be judged by its beginning, so a
     record must fit whole."""
-    # the rows: where each is, and its sequence
-    holds = min(room(s, question) for question in questions)
+    # about how many bases a prompt holds: as many of random DNA
+    dna = "".join(np.random.default_rng(0).choice(list("ACGT"), size=32 * s.max_len))
+    holds = min(prompt(s, question, dna)[1] for question in questions)
     fix = f"a prompt holds about {holds:,} bases"
     require(cfg.window <= holds, f"window={cfg.window}: {fix}")
+
+    # the rows: where each is, and its sequence
     if cfg.window:
         columns = ["name", "start", "end"]
         rows = windows(read_records(cfg.predict, BLOCK), cfg.window,
