@@ -427,7 +427,7 @@ def base_bits(s, sequence):
     for stretch in stretches(sequence):
         start = sequence.index(stretch, start)
         ids = s.tok.encode(stretch)
-        lengths = np.array([len(s.tok.decode_bytes([i])) for i in ids])
+        lengths = np.array([len(s.tok.bytes_of[i]) for i in ids])
         shares = token_bits(s, ids) / lengths
         bits[start:start + len(stretch)] = np.repeat(shares, lengths)
         start += len(stretch)
