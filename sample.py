@@ -396,7 +396,7 @@ def chat(s, cfg):
     n = len(s.questions)
     print(f"{s.folder} was tuned on {n} question{'s' * (n != 1)}: type list, or help.\n")
     question, dna = None, ""
-    if len(s.questions) == 1:
+    if n == 1:
         (question,) = s.questions
 
     for lines in read_messages():
