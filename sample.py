@@ -253,12 +253,12 @@ def answer(s, question, input):
         asked += f"; {found.note}"
 
     # how far to trust the answer
-    record = analyze.track_record(s).get(task, {})
+    record = analyze.track_record(s).get(task, {"labels": {}, "no_better": ""})
     trust = []
-    if found.label in record:
-        trust.append(f"{analyze.times(*record[found.label])} on held-out rows")
-    if label := analyze.no_better_than(s).get(task):
-        trust.append(f"no better than always saying {label}")
+    if found.label in record["labels"]:
+        trust.append(f"{record['labels'][found.label]} on held-out rows")
+    if record["no_better"]:
+        trust.append(record["no_better"])
     trust = f" ({', '.join(trust)})" if trust else ""
     return f"{asked}\n{found.label}: {found.probability:.1%}{trust}"
 
@@ -378,15 +378,14 @@ def keep_whole_pastes():
 
 def list_questions(s):
     """Print what can be asked, those with the same choices together."""
-    records, no_better = analyze.track_record(s), analyze.no_better_than(s)
+    records = analyze.track_record(s)
     numbered = enumerate(s.questions, start=1)
     for choices, group in itertools.groupby(numbered, lambda item: item[1]["choices"]):
         print(f"\n{', '.join(choices)}:")
         for number, q in group:
-            record = records.get(q["task"], {}).values()
-            remark = analyze.times(*map(sum, zip(*record))) if record else ""
-            if label := no_better.get(q["task"]):
-                remark = f"no better than always saying {label}"
+            remark = ""
+            if record := records.get(q["task"]):
+                remark = record["no_better"] or record["right"]
             print(f"{number:4}  {q['task']:21} {short(q):45} {remark}".rstrip())
 
 

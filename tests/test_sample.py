@@ -208,22 +208,23 @@ def test_the_example_of_the_model_in_the_box(box, capsys):
 # -- how often answers are right
 
 SCORES = {"tasks": {
-    "bases": {"labels": ["no", "yes"], "confusion": [[30, 10], [90, 270]], "accuracy": 0.75, "majority": 0.9},
+    "bases": {"labels": ["no", "yes"], "confusion": [[30, 10], [90, 270]], "accuracy": 0.75, "majority": 0.9, "mcc": 0.3},
     "tail_2": {"labels": ["no", "perhaps", "yes"], "confusion": [[5, 0, 1], [0, 0, 2], [1, 0, 3]],
-               "accuracy": 8 / 12, "majority": 0.5},
+               "accuracy": 8 / 12, "majority": 0.5, "mcc": 0.4},
     "free": {"labels": [], "confusion": [], "accuracy": None, "majority": 0.1}}}
 
 
 def test_track_record(toy, tmp_path):
     s = sample.load(tuned(toy, tmp_path, QUESTIONS).partition("=")[2], "cpu")
-    assert analyze.track_record(s) == analyze.no_better_than(s) == {}       # never scored
+    assert analyze.track_record(s) == {}        # never scored
     assert "(" not in s.ask("bases", BASES)
     (tmp_path / "scores.json").write_text(json.dumps(SCORES))
-    assert analyze.track_record(s) == {"bases": {"no": (30, 120), "yes": (270, 280)},
-                                       "tail_2": {"no": (5, 6), "perhaps": (0, 0), "yes": (3, 6)}}
-    assert analyze.no_better_than(s) == {"bases": "yes"}
-    assert [analyze.times(*pair) for pair in [(30, 120), (5, 6), (0, 0)]] == [
-        "right 25 of 100 times", "right 5 of 6 times", "right 0 of 0 times"]
+    assert analyze.track_record(s) == {
+        "bases": {"mcc": 0.3, "right": "right 75 of 100 times", "no_better": "no better than always saying yes",
+                  "labels": {"no": "right 25 of 100 times", "yes": "right 96 of 100 times"}},
+        "tail_2": {"mcc": 0.4, "right": "right 8 of 12 times", "no_better": "",
+                   "labels": {"no": "right 5 of 6 times", "perhaps": "right 0 of 0 times",
+                              "yes": "right 3 of 6 times"}}}
     # the label, its probability and its record agree
     (found,) = s.predict([BASES], "bases")
     right = {"yes": "right 96 of 100", "no": "right 25 of 100"}[found.label]

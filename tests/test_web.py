@@ -152,7 +152,7 @@ def test_page_knows_the_questions(server, session, monkeypatch):
     assert page.count("</script>") == 2 and "<b>" not in page
     data = json.loads(re.search('<script type="application/json".*?>(.*?)</script>', page)[1])
     assert data["questions"] == [odd]
-    assert data["record"].keys() == data["mcc"].keys() == {"x"}
+    assert data["records"].keys() == {"x"}
 
 
 def test_one_computation_at_a_time(server, monkeypatch):

@@ -269,30 +269,29 @@ def predict(s, cfg, questions):
 # --------------------------------------------------------------------------------------
 # How often labels are right
 
-def held_out_scores(s):
-    """-> {task: its scores on held-out rows}, {} where the model's folder has none"""
+def track_record(s):
+    """-> {task: how the model did on its held-out rows}, {} where its folder has no
+    scores:
+
+    {"mcc", "right": "right 78 of 100 times",
+     "labels": {label: the same, of the rows that the model gave this label},
+     "no_better": "no better than always saying no", or "" where it is better}
+    """
     path = os.path.join(s.folder, "scores.json")
     tasks = read_json(path)["tasks"] if os.path.exists(path) else {}
-    return {task: scores for task, scores in tasks.items() if scores["labels"]}
-
-
-def track_record(s):
-    """-> {task: {label: (right, of)}}: of the held-out rows that the model gave this
-    label, how many had it"""
     record = {}
-    for task, scores in held_out_scores(s).items():
-        confusion = np.array(scores["confusion"])
-        counts = zip(confusion.diagonal(), confusion.sum(axis=0))
-        record[task] = dict(zip(scores["labels"], counts))
+    for task, scores in tasks.items():
+        if labels := scores["labels"]:
+            confusion = np.array(scores["confusion"])
+            of_labels = map(times, confusion.diagonal(), confusion.sum(axis=0))
+            no_better = ""
+            if scores["accuracy"] <= scores["majority"]:
+                _, most_frequent = max(zip(confusion.sum(axis=1), labels))
+                no_better = f"no better than always saying {most_frequent}"
+            record[task] = {"mcc": scores["mcc"], "no_better": no_better,
+                            "right": times(confusion.trace(), confusion.sum()),
+                            "labels": dict(zip(labels, of_labels))}
     return record
-
-
-def no_better_than(s):
-    """-> {task: its most frequent label} of the tasks that the model answers no better
-    on held-out rows than somebody who always says that label"""
-    return {task: max(zip(map(sum, scores["confusion"]), scores["labels"]))[1]
-            for task, scores in held_out_scores(s).items()
-            if scores["accuracy"] <= scores["majority"]}
 
 
 def times(right, of):

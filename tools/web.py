@@ -20,8 +20,7 @@ import numpy as np
 from config import require
 from dna.read import clean_dna, read_fasta, stretches
 from instruct import label_probabilities
-from tools.analyze import (held_out_scores, mean_changes, mutation_effects,
-                           no_better_than, note, times, track_record)
+from tools.analyze import mean_changes, mutation_effects, note, track_record
 
 PORTS = range(8000, 8100)   # the first free one is taken
 LIMIT = 100_000             # bytes of a request
@@ -73,11 +72,8 @@ def explain(s, sequence, task):
 
 def write_page(s, nonce):
     """-> web.html with what it must know of the model, and the nonce of POLICY"""
-    record = {task: {label: times(*count) for label, count in labels.items()}
-              for task, labels in track_record(s).items()}
-    mcc = {task: scores["mcc"] for task, scores in held_out_scores(s).items()}
-    data = json.dumps({"questions": questions_on_dna(s), "record": record, "mcc": mcc,
-                       "noBetter": no_better_than(s), "limit": LIMIT})
+    data = json.dumps({"questions": questions_on_dna(s), "records": track_record(s),
+                       "limit": LIMIT})
     path = os.path.join(os.path.dirname(__file__), "web.html")
     with open(path, encoding="utf-8") as f:
         page = f.read()
