@@ -568,14 +568,15 @@ def check_out_dir(cfg):
     written there"""
     config.check_output(os.path.join(cfg.out_dir, "scores.json"))
     same = os.path.realpath(cfg.out_dir) == os.path.realpath(cfg.init_from)
-    require(not same or not cfg.epochs, f"out_dir={cfg.out_dir} is init_from, whose "
-            "weights would be overwritten: give another out_dir")
-    holds_model = os.path.exists(os.path.join(cfg.out_dir, "best.pt"))
-    require(same or cfg.epochs or not holds_model,
-            f"out_dir={cfg.out_dir} holds another model than init_from={cfg.init_from}, "
-            "and its scores.json would be overwritten: give another out_dir")
     if cfg.epochs:
+        require(not same, f"out_dir={cfg.out_dir} is init_from, whose weights would be "
+                "overwritten: give another out_dir")
         check_no_run(cfg)
+    else:
+        holds_model = os.path.exists(os.path.join(cfg.out_dir, "best.pt"))
+        require(same or not holds_model, f"out_dir={cfg.out_dir} holds another model "
+                f"than init_from={cfg.init_from}, and its scores.json would be "
+                "overwritten: give another out_dir")
 
 
 def main(argv):
