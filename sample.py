@@ -478,7 +478,6 @@ def main(argv):
             chat(s, cfg)
     elif use == "web":
         web.serve(s)
-        print()
     elif use == "prompt":
         for _ in range(cfg.num_samples):
             print(cfg.prompt, end="")
