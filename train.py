@@ -145,6 +145,12 @@ class Windows:
                 for i in range(machine.rank, n, machine.world)]
 
 
+def open_windows(cfg, meta):
+    """-> the Windows of train.bin"""
+    ids = open_bin(cfg.data_dir, "train.bin", meta)
+    return Windows(ids, cfg.block_size, cfg.seed)
+
+
 # --------------------------------------------------------------------------------------
 # Optimizer and schedule
 
@@ -695,8 +701,7 @@ def main(argv):
     cfg = config.from_command_line(TrainConfig, "train", argv)
     check_no_run(cfg)
     meta, tok = read_data(cfg.data_dir)
-    train_ids = open_bin(cfg.data_dir, "train.bin", meta)
-    windows = Windows(train_ids, cfg.block_size, cfg.seed)
+    windows = open_windows(cfg, meta)
     bins = {name: open_bin(cfg.data_dir, f"val_{name}.bin", meta)
             for name in meta["modalities"]}
     extra = {"tokenizer_sha256": meta["tokenizer_sha256"],

@@ -18,8 +18,8 @@ from tqdm import tqdm
 import config
 from bench import peak_rss
 from config.machine import find_machine
-from train import (TrainConfig, Windows, forward_backward, learning_rate,
-                   make_optimizers, new_model, open_bin, read_data, update, wrap_model)
+from train import (TrainConfig, forward_backward, learning_rate, make_optimizers,
+                   new_model, open_windows, read_data, update, wrap_model)
 
 WARMUP, STEPS = 3, 20
 
@@ -70,8 +70,7 @@ def peak_memory(machine):
 def bench(cfg):
     """Print how fast a step is, medians over all steps -> the trained model"""
     meta, tok = read_data(cfg.data_dir)
-    ids = open_bin(cfg.data_dir, "train.bin", meta)
-    windows = Windows(ids, cfg.block_size, cfg.seed)
+    windows = open_windows(cfg, meta)
     machine = find_machine(cfg)
     model = new_model(cfg, tok, machine, cfg.vocab_size)
     times, peak = time_steps(model, cfg, machine, windows)

@@ -18,8 +18,8 @@ import config
 from bench import in_turn
 from config import require
 from config.machine import find_machine
-from train import (TrainConfig, Windows, forward_backward, make_optimizers, new_model,
-                   open_bin, read_data, update, wrap_model)
+from train import (TrainConfig, forward_backward, make_optimizers, new_model,
+                   open_windows, read_data, update, wrap_model)
 
 ROUNDS, WARMUP, STEPS = 3, 3, 12
 
@@ -64,8 +64,7 @@ MAKERS = {"nanoDNAHLM": ours, "transformers": theirs}
 def measure(name, cfg):
     """-> the median seconds of a step. name: one of MAKERS"""
     meta, tok = read_data(cfg.data_dir)
-    ids = open_bin(cfg.data_dir, "train.bin", meta)
-    windows = Windows(ids, cfg.block_size, cfg.seed)
+    windows = open_windows(cfg, meta)
     machine, seconds = find_machine(cfg), []
     step = MAKERS[name](cfg, tok, machine)
     for k in range(WARMUP + STEPS):
