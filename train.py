@@ -160,8 +160,8 @@ def make_optimizers(model, cfg, machine):
     and LayerNorms."""
     matrices = {name: p for name, p in model.transformer.h.named_parameters()
                 if p.dim() == 2 and cfg.optimizer == "muon"}
-    in_muon = {id(p) for p in matrices.values()}
-    in_adamw = [p for p in model.parameters() if id(p) not in in_muon]
+    in_muon = set(matrices.values())
+    in_adamw = [p for p in model.parameters() if p not in in_muon]
     groups = [{"params": [p for p in in_adamw if p.dim() >= 2],
                "weight_decay": cfg.weight_decay},
               {"params": [p for p in in_adamw if p.dim() < 2], "weight_decay": 0.0}]
