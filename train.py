@@ -391,10 +391,10 @@ def forward_backward(ddp_model, micro_batches, machine):
 def update(model, optimizers, lr, grad_clip, machine):
     """Change the weights by their gradients -> the norm of the gradient, before
     clipping; None if it has overflowed float16, and the weights stay as they are"""
-    for group in [g for optimizer in optimizers for g in optimizer.param_groups]:
-        group["lr"] = lr
     for optimizer in optimizers:
         machine.scaler.unscale_(optimizer)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
 
     # An overflow may be in the gradients of one optimizer only. It stops all of them.
