@@ -453,7 +453,8 @@ class RunLog:
 
         # write, and start counting again
         if norm is not None:
-            self.check_finite(step, loss=loss, gradient=norm.item())
+            self.check_finite(step, "loss", loss)
+            self.check_finite(step, "gradient", norm.item())
         if norm is not None and logging:
             rate = self.steps / (time.perf_counter() - self.clock)
             mfu = None
@@ -502,7 +503,7 @@ class RunLog:
         with torch.no_grad():
             scores = evaluate()
         self.model.train()
-        self.check_finite(step, **{"validation loss": scores["val_loss"]})
+        self.check_finite(step, "validation loss", scores["val_loss"])
         self.log(step=step, **scores)
         if self.machine.is_main:
             shown = [f"{key} {value:.4f}" for key, value in scores.items()
@@ -511,13 +512,11 @@ class RunLog:
         self.clock = time.perf_counter()
         return scores["val_loss"]
 
-    def check_finite(self, step, **values):
+    def check_finite(self, step, name, value):
         """Stop before anything is saved if the weights are lost."""
-        for name, value in values.items():
-            require(math.isfinite(value),
-                    f"the {name} is {value} at step {step}: try a lower learning_rate "
-                    f"or a longer warmup; {self.cfg.out_dir} keeps the last good "
-                    "checkpoint")
+        require(math.isfinite(value),
+                f"the {name} is {value} at step {step}: try a lower learning_rate or a "
+                f"longer warmup; {self.cfg.out_dir} keeps the last good checkpoint")
 
     def log(self, **line):
         if self.machine.is_main:
