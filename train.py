@@ -543,16 +543,13 @@ class RunLog:
 def trim_log(path, step):
     """Drop the lines beyond a checkpoint's step, which the resumed run will write again.
     A line that a crash has damaged is dropped too."""
-    def is_kept(line):
-        try:
-            return line.endswith("\n") and config.parse_json(line)["step"] <= step
-        except (ValueError, TypeError, KeyError):
-            return False
-
     kept = []
-    if step and os.path.exists(path):
+    if os.path.exists(path):
         with open(path, encoding="utf-8", errors="replace") as f:
-            kept = list(filter(is_kept, f))
+            for line in f:
+                with contextlib.suppress(ValueError, TypeError, KeyError):
+                    if line.endswith("\n") and config.parse_json(line)["step"] <= step:
+                        kept.append(line)
     with config.replacing(path) as temporary:
         with open(temporary, "w", encoding="utf-8") as f:
             f.writelines(kept)
