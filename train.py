@@ -610,7 +610,7 @@ MAY_CHANGE = ("max_steps epochs eval_interval log_interval device dtype compile 
 def resume_from(cfg, machine, extra):
     """-> (model, checkpoint) of out_dir's last.pt
 
-    extra: more checkpoint fields; those named *_sha256 must match the old run's
+    extra: more checkpoint fields; tokenizer_sha256 and data_sha256 must be the old run's
     ValueError if the run began with other settings or other data.
     """
     path = os.path.join(cfg.out_dir, "last.pt")
@@ -623,10 +623,10 @@ def resume_from(cfg, machine, extra):
         require(key in MAY_CHANGE or began_with == value,
                 f"{path}: began with {key}={began_with}, not {value}: resume with the "
                 "configuration that it began with")
-    for key in [key for key in extra if key.endswith("_sha256")]:
-        require(state.get(key) == extra[key],
-                f"{path}: began with another {key.removesuffix('_sha256')}: resume with "
-                "the files that it began with")
+    for name in ("tokenizer", "data"):
+        require(state.get(f"{name}_sha256") == extra[f"{name}_sha256"],
+                f"{path}: began with another {name}: resume with the files that it began "
+                "with")
     if machine.is_main and state["step"] >= cfg.max_steps:
         print(f"{path} is at step {state['step']} already: more max_steps would "
               "continue it")
