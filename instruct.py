@@ -41,7 +41,7 @@ from dna.read import is_dna
 from dna.tasks import (alpaca_parts, alpaca_prompt, by_task, find_files, find_leaks,
                        fold, other_strand, read_examples, scored_beside)
 from model import common_prefix, load_checkpoint
-from train import (RunConfig, check_no_run, count_targets, fit, load_model,
+from train import (NEW_RUN, RunConfig, check_no_run, count_targets, fit, load_model,
                    open_out_dir, resume_from)
 
 
@@ -529,12 +529,12 @@ def tune(model, tok, examples, max_len, cfg, machine, extra):
         return {"val_loss": held_out_loss(model, val_rows, cfg, machine)}
 
     # train, from the start or from where a run was stopped
-    resumed = None
+    start = NEW_RUN
     if cfg.resume:
-        model, resumed = resume_from(cfg, machine, extra)
-        check_prompt(resumed, cfg.out_dir)
+        model, start = resume_from(cfg, machine, extra)
+        check_prompt(start, cfg.out_dir)
     with open_out_dir(cfg, machine, os.path.join(cfg.init_from, "tokenizer.json")):
-        fit(model, cfg, machine, batches, evaluate, extra, resumed)
+        fit(model, cfg, machine, batches, evaluate, extra, start)
     machine.barrier()
     return load_checkpoint(os.path.join(cfg.out_dir, "best.pt"), machine.device)[0]
 

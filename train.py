@@ -294,7 +294,11 @@ def evaluate_bins(model, bins, meta, cfg, machine, eot):
 # --------------------------------------------------------------------------------------
 # Training
 
-def fit(model, cfg, machine, batches, evaluate, extra, resumed=None, tokens_per_step=0):
+# Where a run starts that resumes no checkpoint
+NEW_RUN = {"step": 0, "tokens": 0, "best": math.inf, "optimizers": []}
+
+
+def fit(model, cfg, machine, batches, evaluate, extra, start, tokens_per_step=0):
     """Train `model` for cfg.max_steps; log, evaluate and save checkpoints in
     cfg.out_dir.
 
@@ -302,18 +306,18 @@ def fit(model, cfg, machine, batches, evaluate, extra, resumed=None, tokens_per_
         targets, ...
     evaluate() -> what to log, a dict with "val_loss", the lower the better
     extra: more fields of every checkpoint (plain tensors, numbers, strings)
-    resumed: the checkpoint to continue from
+    start: the checkpoint to continue from, or NEW_RUN
     tokens_per_step: of all processes; 0 where rows vary in length, then without mfu
     """
     optimizers = make_optimizers(model, cfg, machine)
-    step, best = (resumed["step"], resumed["best"]) if resumed else (0, math.inf)
-    for optimizer, state in zip(optimizers, resumed["optimizers"] if resumed else []):
+    step, best = start["step"], start["best"]
+    for optimizer, state in zip(optimizers, start["optimizers"]):
         optimizer.load_state_dict(state)
-    if resumed and resumed.get("scaler"):       # it has none in another dtype
-        machine.scaler.load_state_dict(resumed["scaler"])
+    if start.get("scaler"):         # it has none in another dtype
+        machine.scaler.load_state_dict(start["scaler"])
     flops_per_step = tokens_per_step * model.flops_per_token(model.config.block_size)
     ddp_model = wrap_model(model, cfg, machine, cfg.max_steps * flops_per_step)
-    log = RunLog(model, cfg, machine, extra, resumed, tokens_per_step, flops_per_step)
+    log = RunLog(model, cfg, machine, extra, start, tokens_per_step, flops_per_step)
     model.train()
     with deferred_signals(machine) as signals:
         while step < cfg.max_steps:
@@ -418,21 +422,21 @@ USUAL_MFU = 0.4
 
 class RunLog:
     """Writes log.jsonl, checkpoints and a progress bar. Every process counts tokens, the
-    main one writes. extra, resumed, tokens_per_step: as in fit()"""
+    main one writes. extra, start, tokens_per_step: as in fit()"""
 
-    def __init__(self, model, cfg, machine, extra, resumed, tokens_per_step,
+    def __init__(self, model, cfg, machine, extra, start, tokens_per_step,
                  flops_per_step):
         self.model, self.cfg, self.machine, self.extra = model, cfg, machine, extra
         self.flops_per_step = flops_per_step
         self.path = os.path.join(cfg.out_dir, "log.jsonl")
         # tokens of all processes, at the last log; and of this one since then
-        start, self.tokens = (resumed["step"], resumed["tokens"]) if resumed else (0, 0)
+        self.tokens = start["tokens"]
         self.new_tokens, self.steps, self.n_logged = 0, 0, 0
         if machine.is_main:
-            trim_log(self.path, start)
+            trim_log(self.path, start["step"])
             if flops_per_step:
-                self.forecast(start, tokens_per_step)
-        self.bar = tqdm(total=cfg.max_steps, initial=start, unit=" steps",
+                self.forecast(start["step"], tokens_per_step)
+        self.bar = tqdm(total=cfg.max_steps, initial=start["step"], unit=" steps",
                         disable=None if machine.is_main else True)
         self.clock = time.perf_counter()
 
@@ -615,7 +619,7 @@ def resume_from(cfg, machine, extra):
     """
     path = os.path.join(cfg.out_dir, "last.pt")
     model, state = load_checkpoint(path, machine.device, cfg.dropout)
-    require({"config", "step", "tokens", "best", "optimizers"} <= state.keys(),
+    require({"config", *NEW_RUN} <= state.keys(),
             f"{path}: a model to use, without what resuming needs: give the last.pt of a "
             "run")
     for key, value in asdict(cfg).items():
@@ -706,9 +710,9 @@ def main(argv):
 
     # model
     if cfg.resume:
-        model, resumed = resume_from(cfg, machine, extra)
+        model, start = resume_from(cfg, machine, extra)
     else:
-        model, resumed = new_model(cfg, tok, machine), None
+        model, start = new_model(cfg, tok, machine), NEW_RUN
 
     # train
     def batches(step):
@@ -719,9 +723,9 @@ def main(argv):
 
     tokens_per_step = cfg.batch_size * cfg.gradient_accumulation_steps * cfg.block_size
     wrote = ""
-    if not resumed or resumed["step"] < cfg.max_steps:
+    if start["step"] < cfg.max_steps:
         with open_out_dir(cfg, machine, os.path.join(cfg.data_dir, "tokenizer.json")):
-            fit(model, cfg, machine, batches, evaluate, extra, resumed, tokens_per_step)
+            fit(model, cfg, machine, batches, evaluate, extra, start, tokens_per_step)
         wrote = f"wrote {cfg.out_dir}; "
     machine.close()
     if machine.is_main:
