@@ -83,7 +83,7 @@ class Machine:
 
     def sum(self, *numbers):
         """Numbers summed over all processes -> list of float"""
-        total = torch.tensor([float(n) for n in numbers], dtype=torch.float64)
+        total = torch.tensor(numbers, dtype=torch.float64)
         if self.world > 1:
             dist.all_reduce(total)
         return total.tolist()
