@@ -21,7 +21,6 @@ import glob
 import json
 import math
 import os
-import shutil
 import signal
 import sys
 import time
@@ -598,9 +597,7 @@ def open_out_dir(cfg, machine, tokenizer):
                 with contextlib.suppress(FileNotFoundError):
                     os.remove(os.path.join(cfg.out_dir, name))
             config.write_json(os.path.join(cfg.out_dir, "config.json"), asdict(cfg))
-            target = os.path.join(cfg.out_dir, "tokenizer.json")
-            with config.replacing(target) as temporary:
-                shutil.copyfile(tokenizer, temporary)
+            config.copy_file(tokenizer, os.path.join(cfg.out_dir, "tokenizer.json"))
         machine.barrier()
         yield
 

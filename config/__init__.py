@@ -21,6 +21,7 @@ import inspect
 import json
 import os
 import shlex
+import shutil
 import signal
 import sys
 import tempfile
@@ -295,6 +296,12 @@ def write_json(path, value):
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as f:
         json.dump(value, f, indent=2, ensure_ascii=False)
         f.write("\n")
+
+
+def copy_file(source, target):
+    """Copy a file, atomically."""
+    with replacing(target) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def file_sha256(path):

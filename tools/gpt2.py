@@ -10,7 +10,6 @@ the first folder holds, the second folder becomes the other.
 """
 import json
 import os
-import shutil
 from dataclasses import asdict
 
 import numpy as np
@@ -54,8 +53,7 @@ def import_gpt2(source, target):
 
     sha256 = config.file_sha256(vocabulary)
     os.makedirs(target, exist_ok=True)
-    with replacing(os.path.join(target, "tokenizer.json")) as temporary:
-        shutil.copyfile(vocabulary, temporary)
+    config.copy_file(vocabulary, os.path.join(target, "tokenizer.json"))
     config.write_json(os.path.join(target, "config.json"), asdict(model.config))
     with replacing(os.path.join(target, "best.pt")) as temporary:
         save_checkpoint(temporary, model, tokenizer_sha256=sha256)

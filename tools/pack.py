@@ -8,7 +8,6 @@ It writes best.pt, config.json and tokenizer.json, and scores.json if the model 
 scored.
 """
 import os
-import shutil
 
 import torch
 
@@ -30,8 +29,7 @@ def pack(source, target):
         save_checkpoint(temporary, model.to(torch.bfloat16), **kept)
     for name in ("config.json", "tokenizer.json", "scores.json"):
         if os.path.exists(os.path.join(source, name)):
-            with replacing(os.path.join(target, name)) as temporary:
-                shutil.copyfile(os.path.join(source, name), temporary)
+            config.copy_file(os.path.join(source, name), os.path.join(target, name))
 
 
 def main(argv):
