@@ -16,17 +16,15 @@ from config import replacing, require
 from model import save_checkpoint
 from train import load_model
 
-# These fields of a checkpoint are not kept. save_checkpoint writes the first two anew.
-NOT_KEPT = {"model", "model_config", "optimizers"}
-
 
 def pack(source, target):
     """Write the model of a folder to another one, in bfloat16."""
     model, _, state = load_model(source)
     os.makedirs(target, exist_ok=True)
-    kept = {key: value for key, value in state.items() if key not in NOT_KEPT}
+    # save_checkpoint writes these anew
+    del state["model"], state["model_config"]
     with replacing(os.path.join(target, "best.pt")) as temporary:
-        save_checkpoint(temporary, model.to(torch.bfloat16), **kept)
+        save_checkpoint(temporary, model.to(torch.bfloat16), **state)
     for name in ("config.json", "tokenizer.json", "scores.json"):
         if os.path.exists(os.path.join(source, name)):
             config.copy_file(os.path.join(source, name), os.path.join(target, name))
