@@ -183,17 +183,18 @@ def main(argv):
     for name in ("best.pt", "model.safetensors"):
         require(not os.path.exists(os.path.join(target, name)),
                 f"{target} holds a model already: give another folder")
-    if os.path.exists(os.path.join(source, "best.pt")):
+    names = os.listdir(source)
+    if "best.pt" in names:
         export_gpt2(source, target)
         print(f"wrote {target}, GPT-2 files for the `transformers` library")
-    elif os.path.exists(os.path.join(source, "model.safetensors")):
+    elif "model.safetensors" in names:
         import_gpt2(source, target)
         print(f"wrote {target}; next: "
               f"{config.next_command('sample', [], out_dir=target)}")
     else:
-        names = ", ".join(sorted(os.listdir(source))[:9])
+        found = ", ".join(sorted(names)[:9])
         raise ValueError(f"{source}: neither best.pt nor model.safetensors, but "
-                         f"{names or 'nothing'}. The `transformers` "
+                         f"{found or 'nothing'}. The `transformers` "
                          "library makes one model.safetensors of other files, or of "
                          "several: save_pretrained(FOLDER, max_shard_size='100GB')")
 
