@@ -10,7 +10,7 @@ import re
 
 import config
 
-FOLDER = os.path.dirname(os.path.abspath(__file__))
+FOLDER = os.path.dirname(__file__)
 PAGE, NOTEBOOK = f"{FOLDER}/notebook.md", f"{FOLDER}/nanodnahlm.ipynb"
 
 
@@ -27,12 +27,10 @@ def notebook(cells):
     found = []
     for number, text in enumerate(cells):
         cell = {"id": f"cell-{number}", "metadata": {},
-                "source": text.splitlines(keepends=True)}
-        if number % 2 == 0:
-            found.append(cell | {"cell_type": "markdown"})
-        else:
-            found.append(cell | {"cell_type": "code", "execution_count": None,
-                                 "outputs": []})
+                "source": text.splitlines(keepends=True), "cell_type": "markdown"}
+        if number % 2:
+            cell |= {"cell_type": "code", "execution_count": None, "outputs": []}
+        found.append(cell)
     # Colab reads "accelerator", and opens the notebook on a GPU.
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     return {"cells": found, "metadata": {"accelerator": "GPU", "kernelspec": kernel},
