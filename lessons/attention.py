@@ -61,10 +61,10 @@ def encode_example(tok, example, block_size):
     (ids,), _ = encode_prompts(tok, [example], block_size)
     ids = ids.tolist()
 
-    # each byte and the index of its token, from the input on; a line break is no base
+    # the tokens from the input on, once for each of their bases; a line break is none
     before, _ = alpaca_parts(example["instruction"], has_input=True)
-    spelled = [(byte, j) for j, i in enumerate(ids) for byte in tok.bytes_of[i]]
-    tokens = [j for byte, j in spelled[len(before.encode()):] if byte in b"ACGT"]
+    tokens = [j for j in range(len(tok.encode(before)), len(ids))
+              for byte in tok.bytes_of[ids[j]] if byte in b"ACGT"]
     return ids, np.array(tokens[:len(example["input"])])
 
 
