@@ -69,11 +69,10 @@ def from_command_line(cls, section, argv):
         require(equals or types.get(key, bool) is bool,
                 f"{arg}: write --{key}=VALUE, with an equals sign")
         value = value if equals else "true"
-        if key in given and types.get(key) is tuple:
+        if key in given:
+            require(types.get(key) is tuple, f"--{key} is given twice, as {given[key]} "
+                    f"and as {value}: give it once")
             value = f"{given[key]},{value}"
-        require(given.get(key, value) == value or types.get(key) is tuple,
-                f"--{key} is given twice, as {given.get(key)} and as {value}: give it "
-                "once")
         given[key] = value
 
     # comes after what the preset says
