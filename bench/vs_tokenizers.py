@@ -35,7 +35,7 @@ def read_documents(path, mb):
     return docs
 
 
-def library_trainer(docs, vocab_size, split):
+def library_trainer(docs, vocab_size, split="mixed"):
     """-> the tokenizer that the `tokenizers` library learns with our split and ids"""
     import tokenizers  # needed here only, to compare with
     pre = tokenizers.pre_tokenizers
@@ -51,7 +51,7 @@ def library_trainer(docs, vocab_size, split):
     return tok
 
 
-def measure(which, files, vocab_size, split, mb):
+def measure(which, files, vocab_size, mb):
     """Train and encode once
     -> (seconds to train, GB at peak, MB/s to encode, hash of the merges and ids)"""
     docs = [doc for path in files for doc in read_documents(path, mb)]
@@ -59,7 +59,7 @@ def measure(which, files, vocab_size, split, mb):
     # train
     start = time.perf_counter()
     trainer = Tokenizer.train if which == "ours" else library_trainer
-    tok = trainer(docs, vocab_size, split)
+    tok = trainer(docs, vocab_size)
     seconds, peak = time.perf_counter() - start, peak_rss()
 
     # encode about 20 MB of it
@@ -84,18 +84,16 @@ def main(argv):
     parser = argparse.ArgumentParser(prog="python -m bench.vs_tokenizers")
     parser.add_argument("files", nargs="+", help="FASTA or text, plain or packed")
     parser.add_argument("--vocab_size", type=int, default=32_000)
-    parser.add_argument("--split", choices=PATTERNS, default="mixed")
     parser.add_argument("--mb", type=float, default=50, help="megabytes of each file")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args(argv)
 
     # ours and, where it is installed, the library
     names = ["ours"] + ["tokenizers"] * bool(importlib.util.find_spec("tokenizers"))
-    runs = in_turn(measure, names, args.rounds, args.files, args.vocab_size, args.split,
-                   args.mb)
+    runs = in_turn(measure, names, args.rounds, args.files, args.vocab_size, args.mb)
     median = {name: np.median([run[:3] for run in runs[name]], axis=0) for name in names}
 
-    print(f"vocabulary {args.vocab_size:,}, split {args.split}, {os.cpu_count()} cores, "
+    print(f"vocabulary {args.vocab_size:,}, split mixed, {os.cpu_count()} cores, "
           f"medians of {args.rounds}")
     print(f"{'':12}{'train s':>10}{'peak GB':>10}{'encode MB/s':>13}")
     for name, (seconds, peak, rate) in median.items():
