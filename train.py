@@ -81,9 +81,6 @@ def read_data(data_dir):
     -> (the content of meta.json, the tokenizer). ValueError if they do not fit together.
     """
     path = os.path.join(data_dir, "meta.json")
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"{path}: no such file: run prepare.py "
-                                f"--data_dir={data_dir} first")
     try:
         meta = config.read_json(path)
         sizes = {name: b["tokens"] * np.dtype(meta["dtype"]).itemsize
@@ -91,6 +88,9 @@ def read_data(data_dir):
         for name, unit in meta["modalities"].items():       # each has a bin and a size
             meta["bins"][f"val_{name}.bin"][f"{unit}s"]
         sha256 = meta["tokenizer_sha256"]
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file: run prepare.py "
+                                f"--data_dir={data_dir} first") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{path}: damaged, or from an older prepare.py: run prepare.py "
                          "again, with text to train on") from None
