@@ -257,12 +257,12 @@ def total_nats(model, ids, cfg, machine, eot):
     # 4,096 tokens at once: logits of more, not compiled, would take more memory than
     # training does
     rows = min(cfg.batch_size, max(1, 4096 // T))
-    n_windows = math.ceil(max(0, len(ids) - 1) / T)
+    size = rows * T
     nats = tokens = 0.0
-    for first in range(machine.rank * rows, n_windows, machine.world * rows):
+    for start in range(machine.rank * size, len(ids) - 1, machine.world * size):
         # one shape throughout: the last windows are padded with targets of -1
-        text = ids[first * T:(first + rows) * T + 1].astype(np.int64)
-        text = np.pad(text, (0, rows * T + 1 - len(text)), constant_values=-1)
+        text = ids[start:start + size + 1].astype(np.int64)
+        text = np.pad(text, (0, size + 1 - len(text)), constant_values=-1)
         idx, targets = (torch.from_numpy(x).view(rows, T) for x in (text[:-1], text[1:]))
         targets = targets.masked_fill(targets == eot, -1)
 
