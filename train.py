@@ -126,8 +126,8 @@ class Windows:
     def rows(self, first, count):
         """-> rows first, first + 1, ...: idx (B, T) and targets (B, T)"""
         out = np.empty((count, self.T + 1), dtype=np.int64)
-        for i, k in enumerate(range(first, first + count)):
-            epoch, index = divmod(k, self.n)
+        for i in range(count):
+            epoch, index = divmod(first + i, self.n)
             if epoch != self.epoch:
                 rng = np.random.default_rng((self.seed, epoch))
                 self.offset, self.order = rng.integers(self.T), rng.permutation(self.n)
