@@ -87,9 +87,9 @@ def read_section(path, section):
     if not path.endswith(".toml") or not os.path.exists(path):
         hint = did_you_mean(path, glob.glob("config/*.toml"))
         raise ValueError(f"{path}: neither a .toml preset nor --key=VALUE{hint}")
-    with open(path, "rb") as f:
+    with open(path, encoding="utf-8-sig") as f:
         try:
-            file = tomllib.loads(f.read().decode("utf-8-sig"))
+            file = tomllib.loads(f.read())
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
             raise ValueError(f"{path}: not TOML: {e}") from None
     for key, value in file.items():
