@@ -298,13 +298,14 @@ def choices_of(example):
 FEWEST = 16
 
 
-def label_probabilities(model, tok, examples, max_len, machine, what, batch_size=128,
+def label_probabilities(model, tok, examples, max_len, machine, what, batch_size=256,
                         exact=False):
     """How likely each choice is as the answer to an example. Where both strands have
     the same answer, the probability is the mean of both.
 
     max_len: the most tokens that a prompt may have
     what: a word for the progress bar, "" for none
+    batch_size: how many rows are computed at a time, on all cores together
     exact: an answer is the same to the last digit, whatever else is asked with it. All
         examples must have the same instruction.
     -> a list with an Answer per example, None where it does not fit into the context
@@ -316,40 +317,47 @@ def label_probabilities(model, tok, examples, max_len, machine, what, batch_size
     ids_of = {text: [*ids.tolist(), tok.eot]
               for text, ids in zip(texts, tok.encode_batch(texts))}
 
-    # their batches: the same choices and similar lengths, then the same instruction if
-    # there are many rows. Lengths within 4 stay in their order, because neighbours, such
-    # as the mutants of a sequence, may have a long prefix in common. What is exact has
-    # neither padding nor more of a prefix than is in all prompts.
+    # rows for the same batch: the same choices and similar lengths. Lengths within 4 stay
+    # in their order, because neighbours, such as the mutants of a sequence, may have a
+    # long prefix in common. What is exact has neither padding nor more of a prefix than
+    # is in all prompts.
     unit, P = 4, None
     if exact and rows:
         before, _ = alpaca_parts(rows[0]["instruction"], bool(rows[0]["input"]))
         unit, P = 1, len(tok.encode(before))
-    batches = defaultdict(list)
+    groups = defaultdict(list)
     for i, (e, prompt) in enumerate(zip(rows, prompts)):
         longest = max(len(ids_of[choice]) for choice in choices_of(e))
         if prompt is not None and len(prompt) + longest <= model.config.block_size:
             key = tuple(choices_of(e)), len(prompt) // unit
-            batches[key].append(i)
+            groups[key].append(i)
+
+    # their batches: in one of many rows the same instruction is together
+    batches = []
+    size = max(FEWEST, batch_size // machine.workers())
+    for _, members in sorted(groups.items()):
+        members.sort(key=lambda i: rows[i]["instruction"])
+        batches += [members[start:start + size]
+                    for start in range(0, len(members), size)]
 
     # their answers
+    def answer(batch):
+        ids = [prompts[i].tolist() for i in batch]
+        if exact:
+            ids += ids[:1] * (FEWEST - len(ids))
+        choices = [ids_of[choice] for choice in choices_of(rows[batch[0]])]
+        with machine.autocast():
+            nats, is_greedy = model.log_likelihoods(ids, choices, P)
+        log_p = nats.cpu().double().log_softmax(dim=1).numpy()
+        return zip(batch, log_p, is_greedy.cpu().numpy())
+
     answers = [None] * len(rows)
-    bar = tqdm(total=len(rows), desc=what, unit=" rows",
-               disable=None if what and machine.is_main else True)
-    for (choices, _), members in sorted(batches.items()):
-        choices = [ids_of[choice] for choice in choices]
-        members.sort(key=lambda i: rows[i]["instruction"])
-        for start in range(0, len(members), batch_size):
-            batch = members[start:start + batch_size]
-            ids = [prompts[i].tolist() for i in batch]
-            if exact:
-                ids += ids[:1] * (FEWEST - len(ids))
-            with machine.autocast():
-                nats, is_greedy = model.log_likelihoods(ids, choices, P)
-            log_p = nats.cpu().double().log_softmax(dim=1).numpy()
-            for i, *answer in zip(batch, log_p, is_greedy.cpu().numpy()):
-                answers[i] = Answer(*answer, kept[i])
-            bar.update(len(batch))
-    bar.close()
+    with tqdm(total=len(rows), desc=what, unit=" rows",
+              disable=None if what and machine.is_main else True) as bar:
+        for found in machine.map(answer, batches):
+            for i, log_p, is_greedy in found:
+                answers[i] = Answer(log_p, is_greedy, kept[i])
+                bar.update()
 
     # the mean of both strands
     both = [i for i, e in enumerate(examples) if e.get("either_strand")]

@@ -46,13 +46,16 @@ class Cache:
     A token attends to the tokens at positions up to its own. Padding is at the position
     PADDING, so no real token attends to it. BaseEmbedding reads the ids, because a motif
     can begin in a cached token. The cache may begin with one row (B=1), a prefix that all
-    rows share. Later it has B rows, which continue it. A `frozen` cache is read but not
-    extended.
+    rows share. Later it has B rows, which continue it.
+
+    A `frozen` cache is not extended. Up to `room` tokens can be tried behind its keys,
+    again and again, without a copy of the keys.
     """
     PADDING = 1 << 30
 
-    def __init__(self):
-        self.layers = {}            # layer -> (keys, values), each (B or 1, H, S, D)
+    def __init__(self, room=0):
+        self.room = room
+        self.layers = {}            # layer -> [keys, values], (B or 1, H, S + room, D)
         self.position = None        # (B or 1, S)
         self.ids = None             # (B or 1, S), -1 for padding
         self.frozen = False
@@ -84,12 +87,18 @@ class Cache:
 
         -> all of the layer's k, v (B, H, S, D)
         """
-        if layer in self.layers:
-            k, v = (torch.cat([old.expand(len(new), -1, -1, -1), new], dim=2)
-                    for old, new in zip(self.layers[layer], (k, v)))
-        if not self.frozen:
-            self.layers[layer] = k, v
-        return k, v
+        start = self.size if self.frozen else self.size - k.size(2)
+        end = start + k.size(2)
+        if self.frozen:
+            for cached, new in zip(self.layers[layer], (k, v)):
+                cached[:, :, start:end] = new
+        else:
+            room = k.new_empty(*k.shape[:2], self.room, k.size(3))
+            before = self.layers.get(layer, (room, room))
+            self.layers[layer] = [
+                torch.cat([old[:, :, :start].expand(len(k), -1, -1, -1), new, room], dim=2)
+                for old, new in zip(before, (k, v))]
+        return [cached[:, :, :end] for cached in self.layers[layer]]
 
 
 # --------------------------------------------------------------------------------------
@@ -271,14 +280,15 @@ class GPT(nn.Module):
 
     # -- scoring and generation, on a cache
 
-    def prefill(self, prompts, P=None):
+    def prefill(self, prompts, P=None, room=0):
         """Read prompts, lists of ids of any lengths, into a new cache. The first P ids,
-        by default all that they begin with together, are computed once.
+        by default all that they begin with together, are computed once. room: as in
+        Cache
 
         -> logits of the token after each prompt (B, V), the cache, lengths (B,)
         """
         lengths = torch.tensor([len(p) for p in prompts], device=self.device)
-        cache = Cache()
+        cache = Cache(room)
         if P is None:
             P = common_prefix(prompts) if len(prompts) > 1 else 0
         if P:
@@ -306,7 +316,7 @@ class GPT(nn.Module):
         -> log-likelihoods in nats (B, number of choices), and whether greedy decoding
         would write that choice, bool of the same shape
         """
-        first, cache, lengths = self.prefill(prompts, P)
+        first, cache, lengths = self.prefill(prompts, P, max(map(len, choices)))
         # every choice continues the prompt, not the choice before it
         cache.frozen = True
         nats, greedy = [], []

@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -68,6 +69,23 @@ class Machine:
         if self.device.type != "cpu":       # Python does not wait for what a GPU computes
             getattr(torch, self.device.type).synchronize()
         return time.perf_counter()
+
+    def workers(self):
+        """-> how many items map() works on at a time"""
+        return torch.get_num_threads() if self.device.type == "cpu" else 1
+
+    def map(self, function, items):
+        """-> function(item) of each item, in order. On a CPU each core has an item of its
+        own. That is faster than sharing every product among the cores."""
+        cores = torch.get_num_threads()
+        workers = max(1, min(self.workers(), len(items)))
+        torch.set_num_threads(cores // workers)
+        pool = ThreadPoolExecutor(workers)
+        try:
+            yield from pool.map(function, items)
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(cores)
 
     def matmul_rate(self):
         """-> FLOP/s of products of two n x n matrices, measured, times all processes"""

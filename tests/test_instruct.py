@@ -291,7 +291,7 @@ class Oracle(GPT):
         """-> the token that most likely follows one of the response"""
         return self.tok.eot if input.count("a") % 2 else self.answers["no"]
 
-    def prefill(self, prompts, P):
+    def prefill(self, prompts, P, room):
         self.inputs = [self.tok.decode(p).split("### Input:\n")[1].split("\n")[0] for p in prompts]
         return torch.stack([self.logits_for(text) for text in self.inputs]), \
             types.SimpleNamespace(), torch.tensor([len(p) for p in prompts])

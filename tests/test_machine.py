@@ -2,6 +2,7 @@
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -75,6 +76,52 @@ def test_a_matrix_product_is_timed(monkeypatch):
     monkeypatch.setattr(Machine, "now", lambda self: next(clock))
     machine = Machine(torch.device("cpu"), torch.float32, world=2)
     assert machine.matmul_rate() == 2 * 2 * 1024 ** 3 / 0.5
+
+
+@pytest.fixture
+def two_cores():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_each_core_works_on_an_item_of_its_own(two_cores):
+    """Two items meet, so they are worked on at a time, each by one thread of torch's."""
+    meeting = threading.Barrier(2, timeout=20)
+
+    def square(x):
+        meeting.wait()
+        return x * x, torch.get_num_threads()
+
+    assert list(Machine(torch.device("cpu"), torch.float32).map(square, range(6))) == [
+        (x * x, 1) for x in range(6)]
+    assert torch.get_num_threads() == 2
+
+
+def test_a_single_item_has_all_cores(two_cores):
+    machine = Machine(torch.device("cpu"), torch.float32)
+    assert list(machine.map(lambda x: torch.get_num_threads(), ["one"])) == [2]
+    assert list(machine.map(lambda x: x, [])) == []
+
+
+def test_a_gpu_has_one_item_after_the_other(two_cores):
+    machine = Machine(torch.device("cuda:0"), torch.bfloat16)
+    assert machine.workers() == 1
+    assert list(machine.map(lambda x: torch.get_num_threads(), range(3))) == [2, 2, 2]
+
+
+def test_what_is_not_begun_is_dropped_after_an_error(two_cores):
+    """So Ctrl-C does not wait for a whole file"""
+    begun = []
+
+    def fail(x):
+        begun.append(x)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(Machine(torch.device("cpu"), torch.float32).map(fail, range(1000)))
+    assert len(begun) < 1000 and torch.get_num_threads() == 2
 
 
 @pytest.mark.parametrize("missing", ["nothing", "triton", "compiler", "capability"])
