@@ -298,10 +298,12 @@ class GPT(nn.Module):
         T = max(map(len, prompts)) - P
         idx = torch.tensor([p[P:] + [0] * (P + T - len(p)) for p in prompts],
                            device=self.device)
-        position = torch.arange(P, P + T, device=self.device).expand_as(idx)
-        position = position.masked_fill(position >= lengths[:, None], Cache.PADDING)
+        position = torch.arange(P, P + T, device=self.device)[None]
+        shortest = min(map(len, prompts))
+        if shortest < P + T:            # without padding, one row of positions will do
+            position = position.masked_fill(position >= lengths[:, None], Cache.PADDING)
         # the states from the end of the shortest prompt on
-        R = P + T - min(map(len, prompts)) + 1
+        R = P + T - shortest + 1
         x = self.hidden(idx, position, cache, last=R)
         rows = torch.arange(len(prompts), device=self.device)
         return self.lm_head(x[rows, lengths - P - T + R - 1]), cache, lengths
