@@ -16,7 +16,8 @@ scores.json.
 Where both strands have the same answer ("either_strand" in the tasks), the model is
 tuned on both, and a label has the mean of its probabilities on both.
 
-Shapes: B batch, T time (tokens), P tokens of the shared prefix, K choices.
+Shapes: B batch, T time (tokens), P tokens of the shared prefix, R tokens at the end of
+T, K choices.
 """
 import fnmatch
 import functools
@@ -119,8 +120,8 @@ class Row(NamedTuple):
 
 
 def encode_rows(examples, tok, block_size, max_len):
-    """-> a list with a Row per example, without those that do not fit into block_size
-    tokens. An input is cut so that its prompt has at most max_len tokens."""
+    """-> a Row for each example that fits into block_size tokens, in their order. An
+    input is cut so that its prompt has at most max_len tokens."""
     prompts, _ = encode_prompts(tok, examples, max_len)
     responses = tok.encode_batch([e["output"] for e in examples])
     rows = []
@@ -263,7 +264,7 @@ def collate(rows, block_size, prompt_loss=False, mix_instructions=False):
     if prompt_loss or mix_instructions:
         P = 0
 
-    # the tokens after it, and which of them is the first of each row that has a target
+    # the tokens after it, and the index of each row's first token with a target
     T = max(len(row.prompt) + len(row.response) for row in rows) - P - 1
     T = min(math.ceil(T / unit) * unit, block_size - P)
     begins = [0 if prompt_loss else len(row.prompt) - P - 1 for row in rows]
@@ -294,7 +295,8 @@ def choices_of(example):
     return example.get("choices") or [example["output"]]
 
 
-# Matrix products round a row in one way if there are so many rows or more.
+# On one core a matrix product of so many rows or more rounds each row in the same way,
+# however many there are.
 FEWEST = 16
 
 
@@ -305,7 +307,7 @@ def label_probabilities(model, tok, examples, max_len, machine, what, batch_size
 
     max_len: the most tokens that a prompt may have
     what: a word for the progress bar, "" for none
-    batch_size: how many rows are computed at a time, on all cores together
+    batch_size: about how many rows are computed at a time, divided among the cores
     exact: an answer is the same to the last digit, whatever else is asked with it. All
         examples must have the same instruction.
     -> a list with an Answer per example, None where it does not fit into the context
@@ -317,10 +319,10 @@ def label_probabilities(model, tok, examples, max_len, machine, what, batch_size
     ids_of = {text: [*ids.tolist(), tok.eot]
               for text, ids in zip(texts, tok.encode_batch(texts))}
 
-    # rows for the same batch: the same choices and similar lengths. Lengths within 4 stay
-    # in their order, because neighbours, such as the mutants of a sequence, may have a
-    # long prefix in common. What is exact has neither padding nor more of a prefix than
-    # is in all prompts.
+    # which rows may share a batch: those with the same choices and similar lengths.
+    # Lengths within 4 stay in their order, because neighbours, such as the mutants of a
+    # sequence, may have a long prefix in common. An exact answer allows no padding, and
+    # only the prefix that all prompts have.
     unit, P = 4, None
     if exact and rows:
         before, _ = alpaca_parts(rows[0]["instruction"], bool(rows[0]["input"]))
@@ -332,7 +334,8 @@ def label_probabilities(model, tok, examples, max_len, machine, what, batch_size
             key = tuple(choices_of(e)), len(prompt) // unit
             groups[key].append(i)
 
-    # their batches: in one of many rows the same instruction is together
+    # the batches. Rows with the same instruction stand side by side, because they share
+    # a longer prefix
     batches = []
     size = max(FEWEST, batch_size // machine.workers())
     for _, members in sorted(groups.items()):
@@ -364,8 +367,8 @@ def label_probabilities(model, tok, examples, max_len, machine, what, batch_size
     for i, other in zip(both, answers[len(examples):]):
         if answers[i] and other:
             log_p = np.logaddexp(answers[i].log_p, other.log_p) - math.log(2)
-            kept = min(answers[i].kept, other.kept)
-            answers[i] = answers[i]._replace(log_p=log_p, kept=kept)
+            answers[i] = answers[i]._replace(log_p=log_p,
+                                             kept=min(answers[i].kept, other.kept))
     return answers[:len(examples)]
 
 
@@ -377,11 +380,11 @@ def score(model, tok, examples, max_len, cfg, machine):
     # each process answers its share; without gradients there is memory for more rows
     model.eval()
     share = examples[machine.rank::machine.world]
-    share = label_probabilities(model, tok, share, max_len, machine, "scoring",
+    found = label_probabilities(model, tok, share, max_len, machine, "scoring",
                                 4 * cfg.batch_size)
     answers = [None] * len(examples)
-    for rank, share in enumerate(machine.gather(share)):
-        answers[rank::machine.world] = share
+    for rank, part in enumerate(machine.gather(found)):
+        answers[rank::machine.world] = part
 
     answered = by_task([e | {"answer": a} for e, a in zip(examples, answers)])
     return {task: score_task(answered[task]) for task in sorted(answered)}
@@ -460,10 +463,10 @@ def plan(rows, cfg, machine, model):
 
 
 def make_batches(rows, tok, cfg, machine, block_size):
-    """-> the function from a step to this process's micro-batches that fit() wants. Of
-    n batches an epoch, batch k of the run is batch k % n of epoch k // n."""
+    """-> batches(step), this process's micro-batches of a step, as fit() wants them. An
+    epoch has n batches: batch k of the run is batch k % n of epoch k // n."""
     n = math.ceil(len(rows) / cfg.batch_size)
-    parts = dna_parts(tok)
+    parts = dna_parts(tok) if cfg.undo_merges else None
 
     @functools.lru_cache(maxsize=1)
     def epoch(e):
@@ -477,7 +480,7 @@ def make_batches(rows, tok, cfg, machine, block_size):
             drawn = undo_merges(drawn, rng, parts, cfg.undo_merges, block_size)
         return collate(drawn, block_size, cfg.prompt_loss, cfg.mix_instructions)
 
-    def make(step):
+    def micro_batches(step):
         accumulation = cfg.gradient_accumulation_steps
         first = step * accumulation
         share = range(first + machine.rank, first + accumulation, machine.world)
@@ -487,8 +490,8 @@ def make_batches(rows, tok, cfg, machine, block_size):
     thread, coming = ThreadPoolExecutor(1), {}
 
     def batches(step):
-        now = coming.pop(step, None) or thread.submit(make, step)
-        coming[step + 1] = thread.submit(make, step + 1)
+        now = coming.pop(step, None) or thread.submit(micro_batches, step)
+        coming[step + 1] = thread.submit(micro_batches, step + 1)
         return now.result()
 
     return batches
@@ -553,13 +556,13 @@ def describe_tuning(train, test, max_len, cfg):
     test rows, with the other wordings that it was tuned on and the length of its usual
     input"""
     tuned = by_task(train)
+    # each task's last example: a test row where there is one
     last = {e["task"]: e for e in train + test if e.get("choices")}
     questions = {task: {"instruction": e["instruction"], "choices": e["choices"],
                         "is_dna": is_dna(e["input"]),
                         "either_strand": e.get("either_strand", False),
-                        "wordings": sorted({row["instruction"] for row in tuned[task]}),
-                        "length": int(np.median([len(row["input"])
-                                                 for row in tuned[task]]))}
+                        "wordings": sorted({t["instruction"] for t in tuned[task]}),
+                        "length": int(np.median([len(t["input"]) for t in tuned[task]]))}
                  for task, e in last.items() if task in tuned}
     data = json.dumps([max_len, train]).encode()
     tokenizer = os.path.join(cfg.init_from, "tokenizer.json")

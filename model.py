@@ -15,7 +15,7 @@ that end in it, and its place.
 
 Shapes: B batch, T time (tokens), P tokens of a shared prefix, S keys (the cached tokens
 and the new ones), C channels (n_embd), H heads, D head size (C / H), V vocabulary,
-M motif filters, R tokens at the end of T.
+M motif filters, R tokens at the end of T, K choices.
 """
 import math
 import os
@@ -48,14 +48,12 @@ class Cache:
     can begin in a cached token. The cache may begin with one row (B=1), a prefix that all
     rows share. Later it has B rows, which continue it.
 
-    A `frozen` cache is not extended. Up to `room` tokens can be tried behind its keys,
-    again and again, without a copy of the keys.
+    A `frozen` cache keeps no more tokens. Some can be tried behind it, again and again.
     """
     PADDING = 1 << 30
 
-    def __init__(self, room=0):
-        self.room = room
-        self.layers = {}            # layer -> [keys, values], (B or 1, H, S + room, D)
+    def __init__(self):
+        self.layers = {}            # layer -> (keys, values), each (B or 1, H, S, D)
         self.position = None        # (B or 1, S)
         self.ids = None             # (B or 1, S), -1 for padding
         self.frozen = False
@@ -83,22 +81,27 @@ class Cache:
         return ids, positions[:, None, None, :] <= position[:, None, :, None]
 
     def extend(self, layer, k, v):
-        """Append the k, v (B, H, T, D) of a layer's new tokens.
+        """Append the k, v (B, H, T, D) of a layer's new tokens; if frozen, only try them.
 
         -> all of the layer's k, v (B, H, S, D)
         """
-        start = self.size if self.frozen else self.size - k.size(2)
-        end = start + k.size(2)
         if self.frozen:
+            end = self.size + k.size(2)
             for cached, new in zip(self.layers[layer], (k, v)):
-                cached[:, :, start:end] = new
-        else:
-            room = k.new_empty(*k.shape[:2], self.room, k.size(3))
-            before = self.layers.get(layer, (room, room))
-            self.layers[layer] = [
-                torch.cat([old[:, :, :start].expand(len(k), -1, -1, -1), new, room], dim=2)
-                for old, new in zip(before, (k, v))]
-        return [cached[:, :, :end] for cached in self.layers[layer]]
+                cached[:, :, self.size:end] = new
+            return [cached[:, :, :end] for cached in self.layers[layer]]
+        if layer in self.layers:
+            k, v = (torch.cat([old.expand(len(new), -1, -1, -1), new], dim=2)
+                    for old, new in zip(self.layers[layer], (k, v)))
+        self.layers[layer] = k, v
+        return k, v
+
+    def freeze(self, n):
+        """From now on up to n tokens at a time are tried, and none is kept. Their keys
+        and values are written behind the cached ones, which are copied only here."""
+        self.frozen = True
+        for layer, pair in self.layers.items():
+            self.layers[layer] = [F.pad(cached, (0, 0, 0, n)) for cached in pair]
 
 
 # --------------------------------------------------------------------------------------
@@ -229,7 +232,8 @@ class GPT(nn.Module):
         idx: (B, T) token ids
         position: (B or 1, T); by default the tokens follow the cached ones, which then
             must have one row and no padding
-        cache: a Cache of the tokens before these, to which these are appended
+        cache: a Cache of the tokens before these, to which these are appended unless it
+            is frozen
         last: R, if only the states of the last R tokens are needed. The last block is
             computed only for those.
         -> (B, T, C), or (B, R, C)
@@ -280,33 +284,30 @@ class GPT(nn.Module):
 
     # -- scoring and generation, on a cache
 
-    def prefill(self, prompts, P=None, room=0):
+    def prefill(self, prompts, P=None):
         """Read prompts, lists of ids of any lengths, into a new cache. The first P ids,
-        by default all that they begin with together, are computed once. room: as in
-        Cache
+        by default all that they begin with together, are computed once.
 
         -> logits of the token after each prompt (B, V), the cache, lengths (B,)
         """
         lengths = torch.tensor([len(p) for p in prompts], device=self.device)
-        cache = Cache(room)
+        cache = Cache()
         if P is None:
             P = common_prefix(prompts) if len(prompts) > 1 else 0
         if P:
             self.hidden(torch.tensor([prompts[0][:P]], device=self.device), cache=cache)
 
         # what follows in each row, padded on the right
-        T = max(map(len, prompts)) - P
-        idx = torch.tensor([p[P:] + [0] * (P + T - len(p)) for p in prompts],
+        shortest, longest = min(map(len, prompts)), max(map(len, prompts))
+        idx = torch.tensor([p[P:] + [0] * (longest - len(p)) for p in prompts],
                            device=self.device)
-        position = torch.arange(P, P + T, device=self.device)[None]
-        shortest = min(map(len, prompts))
-        if shortest < P + T:            # without padding, one row of positions will do
+        position = torch.arange(P, longest, device=self.device)[None]
+        if shortest < longest:      # without padding all rows have the same positions
             position = position.masked_fill(position >= lengths[:, None], Cache.PADDING)
-        # the states from the end of the shortest prompt on
-        R = P + T - shortest + 1
-        x = self.hidden(idx, position, cache, last=R)
+        # the states from the last token of the shortest prompt on
+        x = self.hidden(idx, position, cache, last=longest - shortest + 1)
         rows = torch.arange(len(prompts), device=self.device)
-        return self.lm_head(x[rows, lengths - P - T + R - 1]), cache, lengths
+        return self.lm_head(x[rows, lengths - shortest]), cache, lengths
 
     @torch.inference_mode()
     def log_likelihoods(self, prompts, choices, P=None):
@@ -315,12 +316,12 @@ class GPT(nn.Module):
         prompts: B lists of ids
         choices: lists of ids, each with its stop token at the end
         P: as in prefill()
-        -> log-likelihoods in nats (B, number of choices), and whether greedy decoding
-        would write that choice, bool of the same shape
+        -> log-likelihoods in nats (B, K), and whether greedy decoding would write that
+        choice, bool (B, K)
         """
-        first, cache, lengths = self.prefill(prompts, P, max(map(len, choices)))
-        # every choice continues the prompt, not the choice before it
-        cache.frozen = True
+        first, cache, lengths = self.prefill(prompts, P)
+        # every choice follows the prompt alone, not the choice before it
+        cache.freeze(max(map(len, choices)))
         nats, greedy = [], []
         for choice in choices:
             # the choice in every row (B, T), and the logits (B, T, V) of each

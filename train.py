@@ -293,7 +293,7 @@ def evaluate_bins(model, bins, meta, cfg, machine, eot):
 # --------------------------------------------------------------------------------------
 # Training
 
-# Where a run starts that resumes no checkpoint
+# The state from which a run starts that resumes no checkpoint
 NEW_RUN = {"step": 0, "tokens": 0, "best": math.inf, "optimizers": []}
 
 

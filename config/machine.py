@@ -76,16 +76,19 @@ class Machine:
 
     def map(self, function, items):
         """-> function(item) of each item, in order. On a CPU each core has an item of its
-        own. That is faster than sharing every product among the cores."""
-        cores = torch.get_num_threads()
-        workers = max(1, min(self.workers(), len(items)))
-        torch.set_num_threads(cores // workers)
+        own. That is faster than to share every product among the cores, and a product's
+        rounding does not depend on how many share it."""
+        workers = self.workers()
+        if workers == 1:
+            yield from map(function, items)
+            return
         pool = ThreadPoolExecutor(workers)
+        torch.set_num_threads(1)
         try:
             yield from pool.map(function, items)
         finally:
             pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(cores)
+            torch.set_num_threads(workers)
 
     def matmul_rate(self):
         """-> FLOP/s of products of two n x n matrices, measured, times all processes"""

@@ -61,7 +61,7 @@ def encode_example(tok, example, block_size):
     (ids,), _ = encode_prompts(tok, [example], block_size)
     ids = ids.tolist()
 
-    # the tokens from the input on, once for each of their bases; a line break is none
+    # the tokens from the input on, once for each of their bases; a line break is not a base
     before, _ = alpaca_parts(example["instruction"], has_input=True)
     tokens = [j for j in range(len(tok.encode(before)), len(ids))
               for byte in tok.bytes_of[ids[j]] if byte in b"ACGT"]

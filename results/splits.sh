@@ -6,25 +6,31 @@
 #     bash results/splits.sh real                         # two hours
 #
 # (The times are estimates, for cores with fast bfloat16.) Several copies can share the work, each
-# with some of the splits and a core. These took 70 minutes side by side:
+# with some of the splits and one core. These two took 70 minutes:
 #
 #     export OMP_NUM_THREADS=1
-#     SPLITS=mixed1 bash results/splits.sh real & SPLITS="mixed mixed6 none" bash results/splits.sh real
+#     SPLITS=mixed1 bash results/splits.sh real & SPLITS="mixed mixed6 none" bash results/splits.sh real; wait
 #
-# In the end the command without SPLITS prints the table and draws the picture.
+# When all have ended, the command without SPLITS prints the table and draws the picture.
 #
-# The eight models of a world are of the same size. Each reads the same share of the same text (READ
-# million bases and bytes), and then each row equally often (EPOCHS passes). Only the steps of
-# pretraining differ: the same text has more tokens when it is read base by base. The context holds
-# every prompt of every split whole. No merges are undone in tuning, because mixed1 has none of DNA.
+# The eight models of a world are of the same size, apart from the filters. Each reads the same share
+# of the same text (READ million bases and bytes), and then each row equally often (EPOCHS passes).
+# Only the steps of pretraining differ: the same text has more tokens when it is read base by base.
+# The context holds every prompt of every split whole. No merges are undone in tuning, because mixed1
+# has none of DNA.
 #
 # A run that has its scores is skipped, so the same command goes on where it was stopped. Remove
-# out/splits before you change READ or EPOCHS. DNA, ENGLISH and GUE name other input files of the
-# real tasks.
+# out/splits before you change READ or EPOCHS. "real" reads what results/data.sh downloads, unless
+# DNA, ENGLISH and GUE name other files.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-world=$1
+world=${1:-}
+if [ "$world" != toy ] && [ "$world" != real ]; then
+    echo "give toy or real" >&2
+    exit 1
+fi
+
 if [ "$world" = toy ]; then
     preset=config/toy.toml
     inputs=()
@@ -52,7 +58,7 @@ fi
 for split in ${SPLITS:-mixed mixed6 mixed1 none}; do
     data=data/splits/$world/$split
     if [ ! -f "$data/meta.json" ]; then
-        python prepare.py "$preset" "${inputs[@]}" --data_dir="$data" --split="$split"
+        python prepare.py "$preset" ${inputs[@]+"${inputs[@]}"} --data_dir="$data" --split="$split"
     fi
 
     # How many steps the text to read takes, as tokens of this split.
@@ -77,7 +83,7 @@ print(round(tokens / ($block_size * $batch_size)))")
             --max_steps="$steps" --eval_interval="$steps" --overwrite
         python instruct.py "$preset" --init_from="$pretrained" --out_dir="$tuned" \
             --tasks="$data/tasks/*.train.json" --eval_tasks="$data/tasks/*.$scored.json" \
-            --max_steps=0 --epochs="$epochs" --undo_merges=0 "${tuning[@]}" --overwrite
+            --max_steps=0 --epochs="$epochs" --undo_merges=0 ${tuning[@]+"${tuning[@]}"} --overwrite
     done
 done
 

@@ -291,10 +291,10 @@ class Oracle(GPT):
         """-> the token that most likely follows one of the response"""
         return self.tok.eot if input.count("a") % 2 else self.answers["no"]
 
-    def prefill(self, prompts, P, room):
+    def prefill(self, prompts, P):
         self.inputs = [self.tok.decode(p).split("### Input:\n")[1].split("\n")[0] for p in prompts]
         return torch.stack([self.logits_for(text) for text in self.inputs]), \
-            types.SimpleNamespace(), torch.tensor([len(p) for p in prompts])
+            types.SimpleNamespace(freeze=lambda n: None), torch.tensor([len(p) for p in prompts])
 
     def hidden(self, idx, position, cache):
         return idx

@@ -232,7 +232,7 @@ def predict(s, cfg, questions):
     """-> rows of a table: the likeliest label of each sequence or window, and all
     labels' probabilities. A sequence that is cut would be judged by its beginning, so a
     record must fit whole."""
-    # about how many bases a prompt holds: as many of random DNA
+    # about how many bases a prompt holds, measured on random DNA
     dna = "".join(np.random.default_rng(0).choice(list("ACGT"), size=32 * s.max_len))
     holds = min(prompt(s, question, dna)[1] for question in questions)
     fix = f"a prompt holds about {holds:,} bases"
