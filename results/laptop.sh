@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Run the laptop preset, from raw files to the table of 27 tasks. On a CPU core with fast bfloat16
-# it takes some two and a half hours; half an hour of this is the CNN baseline. Another core can run
-# another seed beside it (OMP_NUM_THREADS=1).
+# it takes some three and a quarter hours; half an hour of this is the CNN baseline. Another core can
+# run another seed beside it (OMP_NUM_THREADS=1).
 #
 #     bash results/laptop.sh             # out/laptop, out/laptop-instruct
 #     bash results/laptop.sh 2           # another seed: out/laptop-seed2, out/laptop-seed2-instruct
