@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 import torch
@@ -117,7 +118,10 @@ def test_what_is_not_begun_is_dropped_after_an_error(two_cores):
     begun = []
 
     def fail(x):
+        # long enough that the error is met before all are begun
         begun.append(x)
+        if x:
+            time.sleep(0.01)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
