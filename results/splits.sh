@@ -26,11 +26,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 world=${1:-}
-if [ "$world" != toy ] && [ "$world" != real ]; then
-    echo "give toy or real" >&2
-    exit 1
-fi
-
 if [ "$world" = toy ]; then
     preset=config/toy.toml
     inputs=()
@@ -41,7 +36,7 @@ if [ "$world" = toy ]; then
     scored=test
     read=${READ:-2}
     epochs=${EPOCHS:-1}
-else
+elif [ "$world" = real ]; then
     preset=config/laptop.toml
     gue=${GUE:-raw/GUE}
     inputs=(--dna="${DNA:-raw/genome.fa.gz,raw/yeast.fa.gz}" --english="${ENGLISH:-raw/english.txt}"
@@ -53,6 +48,9 @@ else
     scored=dev
     read=${READ:-8}
     epochs=${EPOCHS:-4}
+else
+    echo "give toy or real" >&2
+    exit 1
 fi
 
 for split in ${SPLITS:-mixed mixed6 mixed1 none}; do
