@@ -247,21 +247,16 @@ def test_the_same_to_the_last_digit(task):
     assert s.predict(sequences[20:39], task) == together[20:39]
 
 
-def test_the_last_digit_on_two_cores(tok):
+def test_the_last_digit_on_two_cores(tok, two_cores):
     """Two cores that share a product of 256 channels round it in another way than one."""
     torch.manual_seed(0)
     s = session(GPT(GPTConfig(len(tok), 256, 1, 4, 256)).eval(), tok)
     question = {"instruction": "Is it a promoter?", "choices": ["yes", "no"], "either_strand": True}
     sequences = [random_dna(600)[i:i + 60] for i in range(0, 500, 2)]
-    cores = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        together, _ = analyze.ask(s, question, sequences, "")
-        for i in (0, 100, 249):
-            alone, _ = analyze.ask(s, question, sequences[i:i + 1], "")
-            assert alone.tolist() == together[i:i + 1].tolist()
-    finally:
-        torch.set_num_threads(cores)
+    together, _ = analyze.ask(s, question, sequences, "")
+    for i in (0, 100, 249):
+        alone, _ = analyze.ask(s, question, sequences[i:i + 1], "")
+        assert alone.tolist() == together[i:i + 1].tolist()
 
 
 def test_what_a_prompt_does_not_hold_is_refused(toy, tmp_path, capsys):

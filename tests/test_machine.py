@@ -79,14 +79,6 @@ def test_a_matrix_product_is_timed(monkeypatch):
     assert machine.matmul_rate() == 2 * 2 * 1024 ** 3 / 0.5
 
 
-@pytest.fixture
-def two_cores():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_each_core_works_on_an_item_of_its_own(two_cores):
     """Two items meet, so they are worked on at a time, each by one thread of torch's."""
     meeting = threading.Barrier(2, timeout=20)
