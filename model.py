@@ -47,8 +47,6 @@ class Cache:
     PADDING, so no real token attends to it. BaseEmbedding reads the ids, because a motif
     can begin in a cached token. The cache may begin with one row (B=1), a prefix that all
     rows share. Later it has B rows, which continue it.
-
-    A `frozen` cache keeps no more tokens. Some can be tried behind it, again and again.
     """
     PADDING = 1 << 30
 
@@ -56,16 +54,15 @@ class Cache:
         self.layers = {}            # layer -> (keys, values), each (B or 1, H, S, D)
         self.position = None        # (B or 1, S)
         self.ids = None             # (B or 1, S), -1 for padding
-        self.frozen = False
 
     @property
     def size(self):
         """S, how many tokens are cached"""
         return 0 if self.position is None else self.position.size(1)
 
-    def append(self, idx, position):
+    def append(self, idx, position, branches=()):
         """Append new tokens, idx (B, T), at their positions (B, T), or (1, T) if the
-        cached positions have one row too.
+        cached positions have one row too. branches: as in GPT.hidden()
 
         -> the ids of all tokens (B, S), -1 for padding; and which of the S keys each new
         token attends to, bool (B or 1, 1, T, S)
@@ -76,32 +73,25 @@ class Cache:
             ids = torch.cat([self.ids.expand(len(ids), -1), ids], dim=1)
             positions = self.position.expand(len(position), -1)
             positions = torch.cat([positions, position], dim=1)
-        if not self.frozen:
-            self.ids, self.position = ids, positions
-        return ids, positions[:, None, None, :] <= position[:, None, :, None]
+        self.ids, self.position = ids, positions
+
+        # tree attention (Miao et al., 2023, SpecInfer): a branch attends to no other one
+        mask = positions[:, None, None, :] <= position[:, None, :, None]
+        if n := sum(branches):
+            same = [torch.ones(size, size, device=idx.device) for size in branches]
+            mask[..., -n:, -n:] &= torch.block_diag(*same).bool()
+        return ids, mask
 
     def extend(self, layer, k, v):
-        """Append the k, v (B, H, T, D) of a layer's new tokens; if frozen, only try them.
+        """Append the k, v (B, H, T, D) of a layer's new tokens.
 
         -> all of the layer's k, v (B, H, S, D)
         """
-        if self.frozen:
-            end = self.size + k.size(2)
-            for cached, new in zip(self.layers[layer], (k, v)):
-                cached[:, :, self.size:end] = new
-            return [cached[:, :, :end] for cached in self.layers[layer]]
         if layer in self.layers:
             k, v = (torch.cat([old.expand(len(new), -1, -1, -1), new], dim=2)
                     for old, new in zip(self.layers[layer], (k, v)))
         self.layers[layer] = k, v
         return k, v
-
-    def freeze(self, n):
-        """From now on up to n tokens at a time are tried, and none is kept. Their keys
-        and values are written behind the cached ones, which are copied only here."""
-        self.frozen = True
-        for layer, pair in self.layers.items():
-            self.layers[layer] = [F.pad(cached, (0, 0, 0, n)) for cached in pair]
 
 
 # --------------------------------------------------------------------------------------
@@ -212,44 +202,56 @@ class GPT(nn.Module):
         c = self.config
         return 6 * self.num_params() + 12 * c.n_layer * c.n_embd * T
 
-    def embed(self, idx, position, ids):
+    def embed(self, idx, position, ids, branches=()):
         """idx: (B, T) the tokens; ids: (B, S) the cached ones and these, -1 for padding,
-        for BaseEmbedding, which reads back beyond idx
+        for BaseEmbedding, which reads back beyond idx; branches: as in hidden()
         -> (B, T, C). Under autocast the residual stream uses the autocast dtype, which
         halves its memory."""
         # padding has a position beyond the context; clamp it: nothing attends to padding
         positions = self.transformer.wpe(position.clamp(max=self.config.block_size - 1))
         x = self.transformer.wte(idx) + positions
         if self.config.motifs:
-            x = x + self.transformer.bases(ids, idx.size(1))
+            # each branch continues the tokens before the first one
+            n = sum(branches)
+            before, *parts = ids.split([ids.size(1) - n, *branches], dim=1)
+            found = [self.transformer.bases(before, idx.size(1) - n)]
+            for part in parts:
+                row = torch.cat([before, part], dim=1)
+                found.append(self.transformer.bases(row, part.size(1)))
+            x = x + torch.cat(found, dim=1)
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         return F.dropout(x, self.config.dropout, self.training)
 
-    def hidden(self, idx, position=None, cache=None, last=None):
+    def hidden(self, idx, position=None, cache=None, last=None, branches=()):
         """The states before the LM head.
 
         idx: (B, T) token ids
         position: (B or 1, T); by default the tokens follow the cached ones, which then
             must have one row and no padding
-        cache: a Cache of the tokens before these, to which these are appended unless it
-            is frozen
+        cache: a Cache of the tokens before these, to which these are appended
         last: R, if only the states of the last R tokens are needed. The last block is
             computed only for those.
+        branches: the sizes of the continuations, one after another, in which idx ends.
+            Each follows what is before the first one, and sees none of the others. They
+            need a cache.
         -> (B, T, C), or (B, R, C)
 
         ValueError if the tokens do not fit into the context.
         """
         P, T = 0 if cache is None else cache.size, idx.size(1)
-        if P + T > self.config.block_size:
-            raise ValueError(f"{P + T} tokens do not fit into "
+        longest = P + T - sum(branches) + max(branches, default=0)
+        if longest > self.config.block_size:
+            raise ValueError(f"{longest} tokens do not fit into "
                              f"block_size={self.config.block_size}")
         if position is None:
             position = torch.arange(P, P + T, device=idx.device)[None]
         if cache is None and last:
             cache = Cache()         # without one, each of the tokens has a query
-        ids, mask = (idx, None) if cache is None else cache.append(idx, position)
-        x = self.embed(idx, position, ids)
+        ids, mask = idx, None
+        if cache is not None:
+            ids, mask = cache.append(idx, position, branches)
+        x = self.embed(idx, position, ids, branches)
         for block in self.transformer.h[:-1]:
             x = block(x, mask, cache)
         if last:
@@ -284,58 +286,59 @@ class GPT(nn.Module):
 
     # -- scoring and generation, on a cache
 
-    def prefill(self, prompts, P=None):
-        """Read prompts, lists of ids of any lengths, into a new cache. The first P ids,
-        by default all that they begin with together, are computed once.
-
-        -> logits of the token after each prompt (B, V), the cache, lengths (B,)
-        """
-        lengths = torch.tensor([len(p) for p in prompts], device=self.device)
-        cache = Cache()
-        if P is None:
-            P = common_prefix(prompts) if len(prompts) > 1 else 0
-        if P:
-            self.hidden(torch.tensor([prompts[0][:P]], device=self.device), cache=cache)
-
-        # what follows in each row, padded on the right
-        shortest, longest = min(map(len, prompts)), max(map(len, prompts))
-        idx = torch.tensor([p[P:] + [0] * (longest - len(p)) for p in prompts],
-                           device=self.device)
-        position = torch.arange(P, longest, device=self.device)[None]
-        if shortest < longest:      # without padding all rows have the same positions
-            position = position.masked_fill(position >= lengths[:, None], Cache.PADDING)
-        # the states from the last token of the shortest prompt on
-        x = self.hidden(idx, position, cache, last=longest - shortest + 1)
-        rows = torch.arange(len(prompts), device=self.device)
-        return self.lm_head(x[rows, lengths - shortest]), cache, lengths
-
     @torch.inference_mode()
     def log_likelihoods(self, prompts, choices, P=None):
         """How likely each choice is as the response to each prompt.
 
-        prompts: B lists of ids
-        choices: lists of ids, each with its stop token at the end
-        P: as in prefill()
+        prompts: B lists of ids, of any lengths
+        choices: K lists of ids, each with its stop token at the end
+        P: how many ids of the prompts are computed only once; by default all that they
+            begin with together
         -> log-likelihoods in nats (B, K), and whether greedy decoding would write that
         choice, bool (B, K)
         """
-        first, cache, lengths = self.prefill(prompts, P)
-        # every choice follows the prompt alone, not the choice before it
-        cache.freeze(max(map(len, choices)))
-        nats, greedy = [], []
-        for choice in choices:
-            # the choice in every row (B, T), and the logits (B, T, V) of each
-            ids = torch.tensor(choice, device=self.device).expand(len(prompts), -1)
-            logits = first[:, None]
-            if len(choice) > 1:
-                steps = torch.arange(len(choice) - 1, device=self.device)
-                x = self.hidden(ids[:, :-1], lengths[:, None] + steps, cache)
-                logits = torch.cat([logits, self.lm_head(x)], dim=1)
+        # the prefix
+        cache = Cache()
+        if P is None:
+            P = common_prefix(prompts)
+        if P:
+            self.hidden(torch.tensor([prompts[0][:P]], device=self.device), cache=cache)
 
-            # the log-probability of each id (B, T, 1)
-            log_p = F.log_softmax(logits.float(), dim=-1).gather(2, ids[..., None])
-            nats.append(log_p.sum(dim=(1, 2)))
-            greedy.append((logits.argmax(dim=-1) == ids).all(dim=1))
+        # what follows in each row: the rest of the prompt, padded on the right, and then
+        # all choices, each without its last id
+        shortest, longest = min(map(len, prompts)), max(map(len, prompts))
+        behind = [i for choice in choices for i in choice[:-1]]
+        idx = torch.tensor([p[P:] + [0] * (longest - len(p)) + behind for p in prompts],
+                           device=self.device)
+
+        # its positions. Each choice follows the prompt. Without padding all rows have the
+        # same positions
+        lengths = torch.tensor([len(p) for p in prompts], device=self.device)
+        end = lengths[:, None] if shortest < longest else lengths[:1, None]
+        position = torch.arange(P, longest, device=self.device)
+        position = torch.where(position < end, position, Cache.PADDING)
+        sizes = [len(choice) - 1 for choice in choices]
+        steps = torch.cat([torch.arange(size, device=self.device) for size in sizes])
+        position = torch.cat([position, end + steps], dim=1)
+
+        # the states from the last token of the shortest prompt on; those of the last
+        # token of each prompt (B, 1, C), and those of the choices
+        n = longest - shortest + 1
+        x = self.hidden(idx, position, cache, n + sum(sizes), [s for s in sizes if s])
+        x, *rest = x.split([n, *sizes], dim=1)
+        rows = torch.arange(len(prompts), device=self.device)
+        last = x[rows, lengths - shortest][:, None]
+
+        # of each choice the log-probabilities of its ids (B, its ids, 1). Is each id the
+        # most likely one?
+        nats, greedy = [], []
+        for choice, states in zip(choices, rest):
+            logits = self.lm_head(torch.cat([last, states], dim=1)).float()
+            log_p = F.log_softmax(logits, dim=-1)               # (B, its ids, V)
+            ids = torch.tensor(choice, device=self.device).expand(len(prompts), -1)
+            found = log_p.gather(2, ids[..., None])
+            nats.append(found.sum(dim=(1, 2)))
+            greedy.append((found == log_p.amax(dim=-1, keepdim=True)).all(dim=(1, 2)))
         return torch.stack(nats, dim=1), torch.stack(greedy, dim=1)
 
     @torch.inference_mode()
@@ -349,22 +352,17 @@ class GPT(nn.Module):
         stop: the token, usually <|endoftext|>, after which generation ends
         generator: a torch.Generator on the model's device, for the draws
         """
-        ids, cache = list(prompt), None
+        ids, cache = list(prompt), Cache()
         for _ in range(max_new_tokens):
-            if cache is None:
-                if len(ids) > self.config.block_size:
-                    ids = ids[-(self.config.block_size // 2):]
-                logits, cache, _ = self.prefill([ids])                      # (1, V)
-            else:
-                last = torch.tensor([[ids[-1]]], device=self.device)
-                logits = self.lm_head(self.hidden(last, cache=cache))[:, -1]
-            token = choose(logits[0].float(), temperature, top_k, generator)
+            if len(ids) > self.config.block_size:
+                ids, cache = ids[-(self.config.block_size // 2):], Cache()
+            new = torch.tensor([ids[cache.size:]], device=self.device)
+            logits = self.lm_head(self.hidden(new, cache=cache, last=1))    # (1, 1, V)
+            token = choose(logits[0, 0].float(), temperature, top_k, generator)
             ids.append(token)
             yield token
             if token == stop:
                 return
-            if len(ids) > self.config.block_size:
-                cache = None
 
 
 def common_prefix(rows):
@@ -544,17 +542,18 @@ class BaseEmbedding(nn.Module):
                              for i in range(self.ENDS)])
         fit = F.linear(one_hot.to(w.dtype), shifted, self.filters.bias.repeat(self.ENDS))
 
-        # a filter that ends before the token does not count
-        is_inside = (back[-self.ENDS:] <= n)[..., None]                 # (B, T, ENDS, 1)
-        fit = fit.unflatten(2, (self.ENDS, -1)).mul_(is_inside)
-
-        # 2 ReLU(fit), and c_proj learns the factor. torch.compile runs fit + |fit| twice
-        # as fast, because the backward pass needs no stored mask. Without it, what needs
-        # less memory is faster
+        # ReLU. torch.compile runs fit + |fit| twice as fast, because the backward pass
+        # needs no stored mask. Without it, what needs less memory is faster
         if torch.compiler.is_compiling():
-            motifs = sum((fit + fit.abs()).unbind(2))                       # (B, T, M)
+            fit = (fit + fit.abs()) / 2
         else:
-            motifs = 2 * sum(fit.relu_().unbind(2))
+            fit.relu_()
+
+        # twice the sum over the token's bases, and c_proj learns the factor. A filter
+        # that ends before the token does not count
+        inside = 2 * (back[-self.ENDS:] <= n).to(fit.dtype)         # (B, T, ENDS)
+        fit = fit.unflatten(2, (self.ENDS, -1))                     # (B, T, ENDS, M)
+        motifs = (inside[:, :, None] @ fit)[:, :, 0]
         motifs = F.dropout(motifs, self.dropout, self.training)
         places = self.places((run - n)[..., 0].clamp(max=self.PLACES - 1))
         return self.c_proj(motifs) + places * (n > 0)

@@ -291,19 +291,21 @@ class Oracle(GPT):
         """-> the token that most likely follows one of the response"""
         return self.tok.eot if input.count("a") % 2 else self.answers["no"]
 
-    def prefill(self, prompts, P):
+    def log_likelihoods(self, prompts, choices, P=None):
         self.inputs = [self.tok.decode(p).split("### Input:\n")[1].split("\n")[0] for p in prompts]
-        return torch.stack([self.logits_for(text) for text in self.inputs]), \
-            types.SimpleNamespace(freeze=lambda n: None), torch.tensor([len(p) for p in prompts])
+        return super().log_likelihoods(prompts, choices, P)
 
-    def hidden(self, idx, position, cache):
-        return idx
+    def hidden(self, idx, position=None, cache=None, last=1, branches=()):
+        return idx[:, -last:, None]
 
-    def next_token(self, idx):
-        """In place of the LM head, from the tokens themselves to logits (B, T, V)"""
-        logits = torch.zeros(*idx.shape, self.config.vocab_size)
-        for (b, t), token in np.ndenumerate(idx.numpy()):
-            logits[b, t, self.after(self.inputs[b], token)] = 9
+    def next_token(self, states):
+        """In place of the LM head, from the tokens themselves, the prompt's last one and those of the
+        response (B, T, 1), to logits (B, T, V)"""
+        logits = torch.zeros(*states.shape[:2], self.config.vocab_size)
+        for b, row in enumerate(states[..., 0].tolist()):
+            logits[b, 0] = self.logits_for(self.inputs[b])
+            for t, token in enumerate(row[1:], start=1):
+                logits[b, t, self.after(self.inputs[b], token)] = 9
         return logits
 
     @property

@@ -380,20 +380,19 @@ def test_common_prefix():
 
 def test_mask_by_hand():
     """One cached row of two tokens, then two rows that continue it, the second one padded"""
-    def append(ids, position):
-        ids, mask = cache.append(torch.tensor(ids), torch.tensor(position))
+    def append(ids, position, branches=()):
+        ids, mask = cache.append(torch.tensor(ids), torch.tensor(position), branches)
         return ids.tolist(), mask.int().tolist()
 
     cache, pad = Cache(), Cache.PADDING
     assert append([[7, 8]], [[0, 1]]) == ([[7, 8]], [[[[1, 0], [1, 1]]]])
     assert append([[9, 5], [9, 0]], [[2, 3], [2, pad]]) == (
         [[7, 8, 9, 5], [7, 8, 9, -1]], [[[[1, 1, 1, 0], [1, 1, 1, 1]]], [[[1, 1, 1, 0], [1, 1, 1, 1]]]])
-    # what comes after the padding does not attend to it, and a frozen cache keeps nothing
-    cache.frozen = True
-    for _ in range(2):
-        assert append([[6], [6]], [[4], [3]]) == (
-            [[7, 8, 9, 5, 6], [7, 8, 9, -1, 6]], [[[[1, 1, 1, 1, 1]]], [[[1, 1, 1, 0, 1]]]])
-    assert cache.size == 4
+    # what comes after the padding does not attend to it, nor to the other of two branches
+    assert append([[6, 1, 2], [6, 1, 2]], [[4, 4, 5], [3, 3, 4]], [1, 2]) == (
+        [[7, 8, 9, 5, 6, 1, 2], [7, 8, 9, -1, 6, 1, 2]],
+        [[[[1, 1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 0, 1, 0], [1, 1, 1, 1, 0, 1, 1]]],
+         [[[1, 1, 1, 0, 1, 0, 0], [1, 1, 1, 0, 0, 1, 0], [1, 1, 1, 0, 0, 1, 1]]]])
 
 
 def greedy(gpt, prompt, n, **more):
@@ -425,6 +424,8 @@ def test_log_likelihoods(each_gpt):
             assert nats[i, j].item() == pytest.approx(alone, abs=1e-4)
             assert would_write[i, j].item() == (greedy(gpt, p, len(c)) == c)
     assert would_write[1, 3]
+    # only one choice at a time must fit behind a prompt
+    gpt.log_likelihoods([[1] * 29], [[1], [1, 2, 3, 4], [5, 6, 7, 8]])
     with pytest.raises(ValueError, match="33 tokens do not fit into block_size=32"):
         gpt.log_likelihoods([[1] * 30], [[1], [1, 2, 3, 4]])
 
