@@ -273,6 +273,12 @@ def test_what_a_prompt_does_not_hold_is_refused(toy, tmp_path, capsys):
         with pytest.raises(ValueError, match="give both"):
             run(capsys, *ask, *wrong)
 
+    # of an empty file not even the names of the columns are written
+    (tmp_path / "x.fa").write_text("")
+    with pytest.raises(ValueError, match="x.fa: an empty file"):
+        run(capsys, *ask[:2])
+    assert capsys.readouterr().out == ""
+
 
 def test_memory_does_not_grow_with_the_file(toy, tmp_path, monkeypatch):
     """No more of a record is read than the next chunk of its windows needs."""

@@ -248,6 +248,9 @@ def predict(s, cfg, questions):
         rows = (((name,), sequence) for name, sequence in read_records(cfg.predict))
     for question in questions:
         columns += prefixed(["label", *question["choices"]], question, questions)
+
+    # an empty file is an error before the first line is written
+    rows = itertools.chain([next(rows)], rows)
     yield [*columns, "note"]
 
     # their answers
