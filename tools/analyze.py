@@ -380,7 +380,7 @@ def explain(s, cfg, questions):
     """Show which bases the labels of each sequence depend on, and write the changes."""
     # a file, or a sequence
     path, output = cfg.explain, cfg.output
-    if os.path.exists(path) or not is_dna(path.upper().replace("U", "T"), SHORTEST):
+    if os.path.exists(path) or not is_dna(path.upper().replace("U", "T")):
         records = read_records(path)
     else:
         records = [("sequence", clean_dna(path, "explain"))]
