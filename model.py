@@ -13,9 +13,9 @@ names of the published GPT-2, whose files tools/gpt2.py converts. The part below
 double line is ours, not GPT-2's: it adds to the embedding of each DNA token the motifs
 that end in it, and its place.
 
-Shapes: B batch, T time (tokens), P tokens of a shared prefix, S keys (the cached tokens
-and the new ones), C channels (n_embd), H heads, D head size (C / H), V vocabulary,
-M motif filters, R tokens at the end of T, K choices.
+Shapes: B batch, T time (tokens), P cached tokens, such as a shared prefix, S keys (the
+cached tokens and the new ones), C channels (n_embd), H heads, D head size (C / H), V
+vocabulary, M motif filters, R tokens at the end of T, K choices.
 """
 import math
 import os
@@ -62,7 +62,8 @@ class Cache:
 
     def append(self, idx, position, branches=()):
         """Append new tokens, idx (B, T), at their positions (B, T), or (1, T) if the
-        cached positions have one row too. branches: as in GPT.hidden()
+        cached positions have one row too. branches: as in GPT.hidden(); nothing can be
+        appended after them
 
         -> the ids of all tokens (B, S), -1 for padding; and which of the S keys each new
         token attends to, bool (B or 1, 1, T, S)
@@ -75,11 +76,12 @@ class Cache:
             positions = torch.cat([positions, position], dim=1)
         self.ids, self.position = ids, positions
 
-        # tree attention (Miao et al., 2023, SpecInfer): a branch attends to no other one
+        # tree attention (Miao et al., 2023, SpecInfer): the last tokens are branches, and
+        # among these each attends only to itself
         mask = positions[:, None, None, :] <= position[:, None, :, None]
         if n := sum(branches):
-            same = [torch.ones(size, size, device=idx.device) for size in branches]
-            mask[..., -n:, -n:] &= torch.block_diag(*same).bool()
+            blocks = [torch.ones(size, size, device=idx.device) for size in branches]
+            mask[..., -n:, -n:] &= torch.block_diag(*blocks).bool()
         return ids, mask
 
     def extend(self, layer, k, v):
@@ -148,7 +150,8 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x, mask=None, cache=None, last=None):
-        x = x[:, -(last or x.size(1)):] + self.attn(self.ln_1(x), mask, cache, last)
+        y = self.attn(self.ln_1(x), mask, cache, last)
+        x = x[:, -y.size(1):] + y
         x = x + self.mlp(self.ln_2(x))
         return x
 
@@ -203,22 +206,27 @@ class GPT(nn.Module):
         return 6 * self.num_params() + 12 * c.n_layer * c.n_embd * T
 
     def embed(self, idx, position, ids, branches=()):
-        """idx: (B, T) the tokens; ids: (B, S) the cached ones and these, -1 for padding,
-        for BaseEmbedding, which reads back beyond idx; branches: as in hidden()
+        """idx: (B, T) the tokens
+        position: (B or 1, T)
+        ids: (B, S) the cached tokens and these, -1 for padding, for BaseEmbedding, which
+            reads back beyond idx
+        branches: as in hidden()
         -> (B, T, C). Under autocast the residual stream uses the autocast dtype, which
-        halves its memory."""
+        halves its memory.
+        """
         # padding has a position beyond the context; clamp it: nothing attends to padding
         positions = self.transformer.wpe(position.clamp(max=self.config.block_size - 1))
         x = self.transformer.wte(idx) + positions
         if self.config.motifs:
-            # each branch continues the tokens before the first one
+            # a motif may begin before its branch, so each branch is read behind the
+            # shared tokens, without the other branches
             n = sum(branches)
-            before, *parts = ids.split([ids.size(1) - n, *branches], dim=1)
-            found = [self.transformer.bases(before, idx.size(1) - n)]
+            shared, *parts = ids.split([ids.size(1) - n, *branches], dim=1)
+            added = [self.transformer.bases(shared, idx.size(1) - n)]
             for part in parts:
-                row = torch.cat([before, part], dim=1)
-                found.append(self.transformer.bases(row, part.size(1)))
-            x = x + torch.cat(found, dim=1)
+                row = torch.cat([shared, part], dim=1)
+                added.append(self.transformer.bases(row, part.size(1)))
+            x = x + torch.cat(added, dim=1)
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         return F.dropout(x, self.config.dropout, self.training)
@@ -227,27 +235,26 @@ class GPT(nn.Module):
         """The states before the LM head.
 
         idx: (B, T) token ids
-        position: (B or 1, T); by default the tokens follow the cached ones, which then
-            must have one row and no padding
+        position: (B, T), or (1, T) if the cached positions have one row too; by default
+            the tokens follow the cached ones, which then must have one row and no padding
         cache: a Cache of the tokens before these, to which these are appended
         last: R, if only the states of the last R tokens are needed. The last block is
             computed only for those.
-        branches: the sizes of the continuations, one after another, in which idx ends.
-            Each follows what is before the first one, and sees none of the others. They
-            need a cache.
+        branches: idx ends in several continuations of the same tokens, and these are
+            their lengths. None of them sees another one. They need a cache and positions.
         -> (B, T, C), or (B, R, C)
 
         ValueError if the tokens do not fit into the context.
         """
         P, T = 0 if cache is None else cache.size, idx.size(1)
-        longest = P + T - sum(branches) + max(branches, default=0)
-        if longest > self.config.block_size:
-            raise ValueError(f"{longest} tokens do not fit into "
+        needed = P + T - sum(branches) + max(branches, default=0)
+        if needed > self.config.block_size:
+            raise ValueError(f"{needed} tokens do not fit into "
                              f"block_size={self.config.block_size}")
         if position is None:
             position = torch.arange(P, P + T, device=idx.device)[None]
         if cache is None and last:
-            cache = Cache()         # without one, each of the tokens has a query
+            cache = Cache()         # its mask allows for fewer queries than keys
         ids, mask = idx, None
         if cache is not None:
             ids, mask = cache.append(idx, position, branches)
@@ -292,8 +299,8 @@ class GPT(nn.Module):
 
         prompts: B lists of ids, of any lengths
         choices: K lists of ids, each with its stop token at the end
-        P: how many ids of the prompts are computed only once; by default all that they
-            begin with together
+        P: how many ids of the prompts are computed only once: at most common_prefix(),
+            which is the default
         -> log-likelihoods in nats (B, K), and whether greedy decoding would write that
         choice, bool (B, K)
         """
@@ -304,39 +311,36 @@ class GPT(nn.Module):
         if P:
             self.hidden(torch.tensor([prompts[0][:P]], device=self.device), cache=cache)
 
-        # what follows in each row: the rest of the prompt, padded on the right, and then
-        # all choices, each without its last id
+        # what follows in each row: the rest of the prompt, padded on the right, then a
+        # branch for each choice, without its last id, which nothing follows
         shortest, longest = min(map(len, prompts)), max(map(len, prompts))
-        behind = [i for choice in choices for i in choice[:-1]]
-        idx = torch.tensor([p[P:] + [0] * (longest - len(p)) + behind for p in prompts],
-                           device=self.device)
+        branches = [i for choice in choices for i in choice[:-1]]
+        idx = [p[P:] + [0] * (longest - len(p)) + branches for p in prompts]
+        idx = torch.tensor(idx, device=self.device)
 
-        # its positions. Each choice follows the prompt. Without padding all rows have the
-        # same positions
-        lengths = torch.tensor([len(p) for p in prompts], device=self.device)
-        end = lengths[:, None] if shortest < longest else lengths[:1, None]
+        # its positions. A branch follows the prompt
+        lengths = torch.tensor([len(p) for p in prompts], device=self.device)[:, None]
         position = torch.arange(P, longest, device=self.device)
-        position = torch.where(position < end, position, Cache.PADDING)
+        position = torch.where(position < lengths, position, Cache.PADDING)
         sizes = [len(choice) - 1 for choice in choices]
         steps = torch.cat([torch.arange(size, device=self.device) for size in sizes])
-        position = torch.cat([position, end + steps], dim=1)
+        position = torch.cat([position, lengths + steps], dim=1)
 
-        # the states from the last token of the shortest prompt on; those of the last
-        # token of each prompt (B, 1, C), and those of the choices
+        # the states from the last token of the shortest prompt on, and of each branch
         n = longest - shortest + 1
-        x = self.hidden(idx, position, cache, n + sum(sizes), [s for s in sizes if s])
-        x, *rest = x.split([n, *sizes], dim=1)
-        rows = torch.arange(len(prompts), device=self.device)
-        last = x[rows, lengths - shortest][:, None]
+        x = self.hidden(idx, position, cache, last=n + sum(sizes), branches=sizes)
+        x, *states = x.split([n, *sizes], dim=1)
+        first = x.take_along_dim((lengths - shortest)[..., None], dim=1)    # (B, 1, C)
 
-        # of each choice the log-probabilities of its ids (B, its ids, 1). Is each id the
-        # most likely one?
+        # the log-probability of each id of a choice, and whether it is the highest. They
+        # are in float32, because in bfloat16 two of them are often equal
         nats, greedy = [], []
-        for choice, states in zip(choices, rest):
-            logits = self.lm_head(torch.cat([last, states], dim=1)).float()
-            log_p = F.log_softmax(logits, dim=-1)               # (B, its ids, V)
-            ids = torch.tensor(choice, device=self.device).expand(len(prompts), -1)
-            found = log_p.gather(2, ids[..., None])
+        for choice, rest in zip(choices, states):
+            with torch.autocast(x.device.type, enabled=False):
+                logits = self.lm_head(torch.cat([first, rest], dim=1).float())
+            log_p = F.log_softmax(logits, dim=-1)                           # (B, T, V)
+            ids = torch.tensor(choice, device=self.device)[:, None]
+            found = log_p.gather(2, ids.expand(len(prompts), -1, -1))       # (B, T, 1)
             nats.append(found.sum(dim=(1, 2)))
             greedy.append((found == log_p.amax(dim=-1, keepdim=True)).all(dim=(1, 2)))
         return torch.stack(nats, dim=1), torch.stack(greedy, dim=1)
@@ -356,6 +360,7 @@ class GPT(nn.Module):
         for _ in range(max_new_tokens):
             if len(ids) > self.config.block_size:
                 ids, cache = ids[-(self.config.block_size // 2):], Cache()
+            # all ids at first, then the newest one
             new = torch.tensor([ids[cache.size:]], device=self.device)
             logits = self.lm_head(self.hidden(new, cache=cache, last=1))    # (1, 1, V)
             token = choose(logits[0, 0].float(), temperature, top_k, generator)
@@ -390,9 +395,10 @@ def choose(logits, temperature, top_k, generator=None):
 def attention(q, k, v, mask, dropout):
     """Scaled dot-product attention.
 
-    q: (B, H, T, D); k, v: (B, H, S, D)
-    mask: bool, broadcast to (B, H, T, S): which keys each token attends to; None: causal
-    -> (B, H, T, D)
+    q: (B, H, R, D); k, v: (B, H, S, D)
+    mask: bool, broadcast to (B, H, R, S): which keys each token attends to; None: causal,
+        for R = S
+    -> (B, H, R, D)
     """
     # In bfloat16 on a CPU PyTorch's fused kernel leaves the bfloat16 units idle and
     # takes two to three times as long. On MPS it has been silently wrong.
@@ -462,7 +468,7 @@ def load_checkpoint(path, device="cpu", dropout=0.0):
 # What DNA tokens get in addition
 
 class BaseEmbedding(nn.Module):
-    """The motifs that end in a DNA token, and the token's place.
+    r"""The motifs that end in a DNA token, and the token's place.
 
     BPE cuts a motif differently in different surroundings, and wpe counts tokens, not
     bases. So a token's embedding tells neither which motif ends there nor where in the
@@ -474,7 +480,7 @@ class BaseEmbedding(nn.Module):
     A single line break does not end a run, because a prompt breaks its DNA in the middle
     (fold() in dna/tasks.py). Any other token that is not DNA ends it.
 
-        token                   GATT       \\n    ACA              CC
+        token                   GATT       \n    ACA              CC
         place                   0          -     4                7
         what the filters read   G          -     GATTA            GATTACAC
                                 GA               GATTAC           GATTACACC
@@ -512,9 +518,10 @@ class BaseEmbedding(nn.Module):
 
     def forward(self, ids, T):
         """ids: (B, S) all tokens so far, -1 for padding -> (B, T, C) of the last T"""
-        # the bases of the run up to the end of each token. Only the first line break
-        # after DNA is part of the run. Padding does not end it, because padding can stand
-        # between a prompt and its continuation
+        # n: the bases of each token. is_run: the tokens that end no run, which are DNA,
+        # the first line break after it, and padding, because it can stand between a
+        # prompt and its continuation. run: the bases of its run up to the end of each
+        # token
         n = self.length[ids.clamp(min=0)] * (ids >= 0)                      # (B, S)
         is_break = ids == self.line_break
         breaks = since(is_break.cumsum(dim=1), n > 0)
@@ -525,35 +532,36 @@ class BaseEmbedding(nn.Module):
         # the READ bases up to the end of each of the T tokens: the token that each lies
         # in, and its index there. Those before the first base of the row have negative
         # numbers, and are left out below
+        last = slice(ids.size(1) - T, None)
         back = torch.arange(self.READ, 0, -1, device=ids.device)
-        at = end[:, -T:, None] - back           # (B, T, READ), bases of the row from 0
+        at = end[:, last, None] - back          # (B, T, READ), bases of the row from 0
         token = torch.searchsorted(end, at.flatten(1), right=True)
         index = at - (end - n).gather(1, token).view(at.shape)
         read = self.spelling[ids.gather(1, token).view(at.shape), index.clamp(min=0)]
 
         # one-hot; a base before the run is all zeros
-        n, run = n[:, -T:, None], run[:, -T:, None]                         # (B, T, 1)
+        n, run = n[:, last, None], run[:, last, None]                       # (B, T, 1)
         one_hot = (F.one_hot(read, 4) * (back <= run)[..., None]).flatten(2)
 
-        # a convolution of the filters over these bases, as one product with a matrix
-        # (ENDS M, 4 READ) of the filters, each shifted base by base
+        # a convolution over these bases as one product. The matrix (ENDS M, 4 READ) has
+        # the filters at each of their ENDS shifts
         w = self.filters.weight                                             # (M, 4 WIDTH)
         shifted = torch.cat([F.pad(w, (4 * i, 4 * (self.ENDS - 1 - i)))
                              for i in range(self.ENDS)])
         fit = F.linear(one_hot.to(w.dtype), shifted, self.filters.bias.repeat(self.ENDS))
 
         # ReLU. torch.compile runs fit + |fit| twice as fast, because the backward pass
-        # needs no stored mask. Without it, what needs less memory is faster
+        # needs no stored mask. Without it, ReLU in place is faster
         if torch.compiler.is_compiling():
             fit = (fit + fit.abs()) / 2
         else:
             fit.relu_()
 
-        # twice the sum over the token's bases, and c_proj learns the factor. A filter
-        # that ends before the token does not count
+        # the sum over the token's bases. A filter that ends before the token does not
+        # count. The factor 2 stays for models that were trained with fit + |fit|
         inside = 2 * (back[-self.ENDS:] <= n).to(fit.dtype)         # (B, T, ENDS)
         fit = fit.unflatten(2, (self.ENDS, -1))                     # (B, T, ENDS, M)
-        motifs = (inside[:, :, None] @ fit)[:, :, 0]
+        motifs = (inside[:, :, None] @ fit)[:, :, 0]                # (B, T, M)
         motifs = F.dropout(motifs, self.dropout, self.training)
         places = self.places((run - n)[..., 0].clamp(max=self.PLACES - 1))
         return self.c_proj(motifs) + places * (n > 0)
