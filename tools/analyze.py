@@ -219,7 +219,7 @@ def predictions(s, question, sequences, what):
     return found
 
 
-CHUNK = 4096        # sequences that predict() reads at a time
+CHUNK = 8192        # sequences that predict() reads at a time
 
 
 def prefixed(columns, question, questions):
