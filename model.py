@@ -300,14 +300,14 @@ class GPT(nn.Module):
         prompts: B lists of ids, of any lengths
         choices: K lists of ids, each with its stop token at the end
         P: how many ids of the prompts are computed only once: at most common_prefix(),
-            which is the default
+            which is the default where there are several
         -> log-likelihoods in nats (B, K), and whether greedy decoding would write that
         choice, bool (B, K)
         """
         # the prefix
         cache = Cache()
         if P is None:
-            P = common_prefix(prompts)
+            P = common_prefix(prompts) if len(prompts) > 1 else 0
         if P:
             self.hidden(torch.tensor([prompts[0][:P]], device=self.device), cache=cache)
 
@@ -315,8 +315,8 @@ class GPT(nn.Module):
         # branch for each choice, without its last id, which nothing follows
         shortest, longest = min(map(len, prompts)), max(map(len, prompts))
         branches = [i for choice in choices for i in choice[:-1]]
-        idx = [p[P:] + [0] * (longest - len(p)) + branches for p in prompts]
-        idx = torch.tensor(idx, device=self.device)
+        idx = torch.tensor([p[P:] + [0] * (longest - len(p)) + branches for p in prompts],
+                           device=self.device)
 
         # its positions. A branch follows the prompt
         lengths = torch.tensor([len(p) for p in prompts], device=self.device)[:, None]
